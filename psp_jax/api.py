@@ -1,0 +1,111 @@
+"""The Python API: a trained model that labels images.
+
+model = psp_jax.load("runs/camvid")            # a workdir, or the output of psp_jax.export
+labels = model.predict(image)                  # u8 [H, W, 3] -> class indices u8 [H, W]
+logits = model.logits(normalised_images)       # f32 [N, H, W, 3] -> f32 [N, H, W, classes]
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from psp_jax.checkpoint import Checkpoints, load_variables
+from psp_jax.inference import make_forward, make_labeler
+from psp_jax.models import build_model
+from psp_jax.models.interpolation import resize
+from psp_jax.workdir import CHECKPOINTS, ModelCard, read_json
+
+PARAMETERS = "parameters"
+
+
+class Model:
+    """A network with its parameters, classes and preprocessing, on the default device.
+
+    Attributes:
+      card: architecture, classes, preprocessing.
+      variables: {"params", "batch_stats"}, as the network's `apply` takes them.
+      step: optimizer steps that made them.
+      network: the flax module.
+    """
+
+    def __init__(self, card: ModelCard, variables: dict[str, Any], step: int) -> None:
+        self.card, self.variables, self.step = card, variables, step
+        self.network = build_model(card.model, card.classes.num_classes)
+        align_corners = card.model["align_corners"]
+
+        def logits(variables: dict[str, Any], images: jax.Array) -> jax.Array:
+            outputs: Any = self.network.apply(variables, images, train=False)
+            return resize(outputs["logits"], (images.shape[1], images.shape[2]), align_corners, lax.Precision.HIGHEST)
+
+        self._logits = jax.jit(logits)
+        forward = make_forward(self.network, card.mean, card.std)
+        self._label = make_labeler(forward, canvas=card.size, align_corners=align_corners)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the indices."""
+        return self.card.classes.names
+
+    @property
+    def palette(self) -> np.ndarray:
+        """Colours of the classes, u8 [classes, 3] RGB."""
+        return self.card.classes.palette
+
+    def normalize(self, images: np.ndarray) -> np.ndarray:
+        """Turn RGB images [..., 3] of 0..255 into what `logits` takes: (image - mean) / std in f32."""
+        mean, std = np.array(self.card.mean, np.float32), np.array(self.card.std, np.float32)
+        return (np.asarray(images, np.float32) - mean) / std
+
+    def logits(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """Map normalised images f32 [N, H, W, 3] to class scores f32 [N, H, W, classes] at the input size.
+
+        Every new size compiles anew.
+        """
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"logits takes images [N, H, W, 3], not {tuple(images.shape)}.")
+        return self._logits(self.variables, jnp.asarray(images, jnp.float32))
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """Label one image of any size: RGB u8 [H, W, 3] -> class indices u8 [H, W].
+
+        As in validation: the image is resized, ratio kept, into `card.size`, runs once, and the scores are
+        interpolated back to [H, W]. No size compiles anew.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise ValueError(f"predict takes a u8 image [H, W, 3], not {image.dtype} {tuple(image.shape)}.")
+        return self._label(self.variables, image)
+
+
+def load(directory: str | Path, checkpoint: str = "latest", sharding: jax.sharding.Sharding | None = None) -> Model:
+    """Load the model of a training run's workdir or of an export.
+
+    Args:
+      directory: a workdir, or the output of `psp_jax.export`.
+      checkpoint: "latest" or "best" (by validation mean IoU); an export holds one only.
+      sharding: where the parameters go; one device of this process by default.
+
+    Raises:
+      FileNotFoundError: the directory holds no model, or a run that has not saved a checkpoint yet.
+    """
+    directory = Path(directory)
+    card = ModelCard.read(directory)
+    network = build_model(card.model, card.classes.num_classes)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=True))
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+    if (directory / PARAMETERS).exists():
+        return Model(card, load_variables(directory / PARAMETERS, like), read_json(directory / "export.json")["step"])
+    if not (directory / CHECKPOINTS).exists():
+        raise FileNotFoundError(f"{directory} holds no checkpoint yet; train until the first one is saved.")
+    checkpoints = Checkpoints(directory / CHECKPOINTS)
+    step = checkpoints.best_step() if checkpoint == "best" else checkpoints.latest_step()
+    if step is None:
+        raise FileNotFoundError(
+            f"{directory} holds no {checkpoint} checkpoint; train until the first one is saved"
+            f"{' with a validation' if checkpoint == 'best' else ''}."
+        )
+    return Model(card, checkpoints.restore_variables(step, like), step)

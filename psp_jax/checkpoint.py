@@ -1,0 +1,92 @@
+"""Checkpoints and exported parameters, through Orbax: the only module that imports it.
+
+A checkpoint holds two items: `variables` (parameters and batch-norm statistics: all that inference needs) and
+`training` (step and optimizer state). The data stream is a pure function of the seed and the step, so the step is
+its position as well.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from psp_jax.train_step import TrainState
+
+VARIABLES = "variables"
+
+
+class Checkpoints:
+    """The checkpoints of one run, written in the background.
+
+    Args:
+      directory: where they are; made if missing.
+      keep_latest: how many of the newest to keep.
+      keep_best: how many of the best by `mean_iou` to keep besides.
+    """
+
+    def __init__(self, directory: Path, keep_latest: int = 1, keep_best: int = 0) -> None:
+        keep = [preservation_policy.LatestN(max(keep_latest, 1))]
+        if keep_best:
+            keep.append(
+                preservation_policy.BestN(
+                    get_metric_fn=lambda metrics: metrics["mean_iou"],
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(preservation_policy=preservation_policy.AnyPreservationPolicy(keep))
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
+        """Start writing a checkpoint; the state may be donated as soon as this returns."""
+        items = ocp.args.Composite(
+            **{VARIABLES: ocp.args.StandardSave(state.variables)},
+            training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+        )
+        self._manager.save(step, args=items, metrics=metrics)
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, if there is one."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the highest mean IoU, if one was saved with a validation."""
+        return self._manager.best_step()
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """Return the state at `step`, with the shapes and shardings of `like`."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{VARIABLES: ocp.args.StandardRestore(abstract.variables)},
+                training=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
+            ),
+        )
+        variables, training = items[VARIABLES], items["training"]
+        return TrainState(training["step"], variables["params"], variables["batch_stats"], training["opt_state"])
+
+    def restore_variables(self, step: int, like: Any) -> Any:
+        """Return parameters and statistics at `step` without the optimizer; `like` gives shapes and shardings."""
+        args = ocp.args.Composite(**{VARIABLES: ocp.args.StandardRestore(like)})
+        return self._manager.restore(step, args=args)[VARIABLES]
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def load_variables(directory: Path, like: Any) -> Any:
+    """Read parameters and statistics, written by `save_variables` or as part of a checkpoint, onto `like`'s devices."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(directory.absolute(), abstract)
+
+
+def save_variables(directory: Path, variables: Any) -> None:
+    """Write parameters and statistics as a plain Orbax checkpoint; an older one there is replaced."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory.absolute(), variables, force=True)

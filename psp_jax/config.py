@@ -1,0 +1,245 @@
+"""Every field of a configuration with its default, and the checks that turn one into a run.
+
+A configuration file defines `get_config(variant=None)`, starts from `defaults()` and states its differences.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def defaults() -> ConfigDict:
+    """Return every known field; the values are those of hszhao/semseg's PSPNet-50 where it has them."""
+    config = ConfigDict()
+    config.seed = 0
+    config.data = ConfigDict(
+        {
+            "name": "ade20k",  # ade20k, image_folder or context_scenes
+            "dir": "data",  # folder of images and masks for image_folder, else where the prepared records are
+            "prepared_dir": "data",  # where image_folder's records go
+            "classes": "",  # image_folder: a known class table or a classes.json; "" is <dir>/classes.json
+            "archive": "",  # ade20k: ADEChallengeData2016.zip; "" downloads it
+            "train_split": "train",
+            "eval_split": "validation",
+            "num_workers": 2,  # decoding processes of each host; 0 decodes in threads
+        }
+    )
+    config.augment = ConfigDict(
+        {
+            "scale_min": 0.5,
+            "scale_max": 2.0,
+            "rotate_degrees": 10.0,
+            "rotate_probability": 0.5,
+            "blur_probability": 0.5,
+            "flip_probability": 0.5,
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "depth": 50,
+            "stem": "64-64-128",
+            "width": 64,
+            "output_stride": 8,
+            "first_block_dilation": "full",
+            "head": "psp",
+            "head_channels": 512,
+            "bins": (1, 2, 3, 6),
+            "pool": "average",
+            "reduce": True,
+            "aux_head": True,
+            "aux_channels": 256,
+            "dropout": 0.1,
+            "align_corners": True,
+            "dtype": "float32",  # of convolutions; statistics, logits and loss are float32 always
+            "remat": False,
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "steps": 0,  # optimizer steps; 0 takes as many as `epochs` make
+            "epochs": 0.0,  # passes over the training split; incomplete last batches are dropped
+            "batch_size": 16,  # images of the whole mesh, whatever its size
+            "crop_size": (473, 473),  # (height, width), or (side,)
+            "aux_weight": 0.4,
+            "log_every_steps": 50,
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "base_lr": 0.01,
+            "power": 0.9,
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+            "decay_bn_and_bias": True,
+            "head_lr_multiplier": 10.0,
+            "warmup_steps": 0,
+        }
+    )
+    config.eval = ConfigDict(
+        {
+            "every_steps": 0,  # 0 validates at the end only
+            "batch_size": 16,  # images of the whole mesh
+            "size": (),  # (height, width) that each image is fitted into; () is the crop size
+            "checkpoint": "latest",  # what --mode=evaluate reads: latest or best
+        }
+    )
+    config.checkpoint = ConfigDict({"every_steps": 1000, "keep_latest": 2, "keep_best": 1})
+    config.mesh = ConfigDict({"data": -1, "spatial": 1})
+    config.init = ConfigDict({"source": "random"})
+    config.log = ConfigDict({"tensorboard": True, "images": 4})
+    return config
+
+
+# What may change when a run goes on: nothing here changes what is learned.
+_FREE_ON_RESUME = (
+    "data.dir",
+    "data.prepared_dir",
+    "data.archive",
+    "data.num_workers",
+    "train.log_every_steps",
+    "eval.every_steps",
+    "eval.batch_size",
+    "eval.checkpoint",
+    "checkpoint.",
+    "mesh.",
+    "log.",
+)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ("train.steps", value) for every field."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def check(config: ConfigDict) -> None:
+    """Raise ValueError, in a sentence with the remedy, where `config` makes no run; needs neither data nor devices."""
+    _check_fields(config)
+    _check_values(config)
+
+
+def _check_fields(config: ConfigDict) -> None:
+    known, given = dict(flatten(defaults())), dict(flatten(config))
+    for field in given:
+        if field not in known:
+            raise ValueError(unknown_field(field))
+    for field in known:
+        if field not in given:
+            raise ValueError(f"The configuration lacks the field {field}; start it from psp_jax.config.defaults().")
+
+
+def unknown_field(field: str) -> str:
+    """Return the sentence that refuses `field` ("train.stpes") and lists the known ones near it."""
+    known = [name for name, _ in flatten(defaults())]
+    section = field.rpartition(".")[0]
+    near = [name for name in known if name.rpartition(".")[0] == section] or known
+    return f"Unknown configuration field {field}; known fields: {', '.join(near)}."
+
+
+def _side_pair(value: tuple[int, ...] | int, field: str) -> tuple[int, int]:
+    """Return (height, width) of a size given as one side or as both."""
+    sides = (value,) if isinstance(value, int) else tuple(value)
+    if len(sides) not in (1, 2) or any(side < 1 for side in sides):
+        raise ValueError(f"{field}={value} must be (height, width) or one side, in pixels.")
+    return (sides[0], sides[-1])
+
+
+def _check_size(size: tuple[int, int], field: str, model: Mapping[str, Any]) -> None:
+    """Raise ValueError where the network's grid does not fit `size` (height, width).
+
+    With align_corners, first and last feature sit on first and last pixel: sizes are k * output_stride + 1. Without,
+    features divide the image evenly: k * output_stride. In between, features and pixels would drift apart.
+    """
+    stride = model["output_stride"]
+    offset = 1 if model["align_corners"] else 0
+    for side in size:
+        if (side - offset) % stride:
+            lower = (side - offset) // stride * stride + offset
+            raise ValueError(
+                f"{field}={size} does not fit model.output_stride={stride} with model.align_corners="
+                f"{model['align_corners']}: each side must be k * {stride}{' + 1' if offset else ''}; "
+                f"near {side} that is {lower} or {lower + stride}."
+            )
+    bins = max(model["bins"]) if model["head"] == "psp" else 1
+    if (min(size) - offset) // stride + offset < bins:
+        raise ValueError(
+            f"{field}={size} gives fewer than {bins} feature positions a side, too few for model.bins={model['bins']}; "
+            f"choose at least {bins * stride + offset} pixels."
+        )
+
+
+def _check_values(config: ConfigDict) -> None:
+    positive = ("train.batch_size", "train.log_every_steps", "eval.batch_size", "checkpoint.every_steps")
+    values = dict(flatten(config))
+    for field in positive:
+        if values[field] < 1:
+            raise ValueError(f"{field}={values[field]} must be at least 1.")
+    not_negative = ("train.steps", "train.epochs", "eval.every_steps", "data.num_workers", "optimizer.warmup_steps")
+    for field in (*not_negative, "optimizer.base_lr", "optimizer.weight_decay", "train.aux_weight"):
+        if values[field] < 0:
+            raise ValueError(f"{field}={values[field]} must not be negative.")
+    if not config.train.steps and not config.train.epochs:
+        raise ValueError("train.steps and train.epochs are both 0; set one of them.")
+    if not 0 < config.augment.scale_min <= config.augment.scale_max:
+        raise ValueError(
+            f"augment.scale_min={config.augment.scale_min} and augment.scale_max={config.augment.scale_max} must be "
+            "positive and in order."
+        )
+    if config.init.source != "random":
+        raise ValueError(f"init.source={config.init.source!r} is unknown; choose one of: random.")
+    if config.eval.checkpoint not in ("latest", "best"):
+        raise ValueError(f"eval.checkpoint={config.eval.checkpoint!r} is unknown; choose one of: latest, best.")
+    _check_size(crop_size(config), "train.crop_size", config.model)
+    _check_size(eval_size(config), "eval.size", config.model)
+
+
+def crop_size(config: ConfigDict) -> tuple[int, int]:
+    """(height, width) of the training crops."""
+    return _side_pair(config.train.crop_size, "train.crop_size")
+
+
+def eval_size(config: ConfigDict) -> tuple[int, int]:
+    """(height, width) of the canvas that images are evaluated on."""
+    return _side_pair(config.eval.size, "eval.size") if config.eval.size else crop_size(config)
+
+
+def check_batches(config: ConfigDict, data: int, spatial: int, processes: int) -> None:
+    """Raise ValueError where batches or image rows do not divide over a mesh of (data, spatial) devices."""
+    for field, size in (("train.batch_size", config.train.batch_size), ("eval.batch_size", config.eval.batch_size)):
+        if size % data or size % processes:
+            raise ValueError(
+                f"{field}={size} does not divide over {data} devices of mesh.data and {processes} processes; choose a "
+                "multiple of both."
+            )
+    for field, rows in (("train.crop_size", crop_size(config)[0]), ("eval.size", eval_size(config)[0])):
+        if rows % spatial:
+            raise ValueError(f"{field}: {rows} rows do not divide over mesh.spatial={spatial} devices.")
+
+
+def total_steps(config: ConfigDict, num_images: int) -> int:
+    """Return the number of optimizer steps for a training split of `num_images`."""
+    per_epoch = num_images // config.train.batch_size
+    if config.train.epochs and not per_epoch:
+        raise ValueError(
+            f"train.batch_size={config.train.batch_size} is more than the {num_images} images of the training split; "
+            "lower it, or count train.steps instead of train.epochs."
+        )
+    return config.train.steps or round(config.train.epochs * per_epoch)
+
+
+def changed_fields(before: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Describe each field that changes what is learned and differs between a run's configuration and the new one."""
+    old, new = dict(flatten(before)), dict(flatten(config))
+    return [
+        f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
+        for field in sorted(old | new)
+        if not field.startswith(_FREE_ON_RESUME) and _plain(old.get(field)) != _plain(new.get(field))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

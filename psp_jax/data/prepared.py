@@ -1,0 +1,129 @@
+"""Preparing a data set once: what is ready is left alone, what a killed run left behind is removed and done again."""
+
+import contextlib
+import fcntl
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from psp_jax.data import builders, download
+from psp_jax.data.builders.ade20k import Ade20k, Archive
+from psp_jax.data.builders.image_folder import ImageFolder, open_folder
+from psp_jax.data.source import read_info
+
+ADE20K_URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
+# As published with the preparation scripts of GluonCV and PyTorch-Encoding; no SHA-256 of the file is published.
+ADE20K_SHA1 = "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"
+
+
+def ensure_prepared(
+    name: str,
+    data_dir: str | Path,
+    *,
+    prepared_dir: str | Path = "data",
+    classes: str | Path | None = None,
+    archive: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Prepare a data set unless its records are there already, and return their folder.
+
+    Every image and annotation is decoded and checked once. Records are written to a folder of their own that gets its
+    name when it is complete. Where several processes call at the same time, one works and the others wait; on several
+    hosts let one host call. `open_source` with the same arguments then opens a split.
+
+    Args:
+      name, data_dir, prepared_dir, classes: see `builders.locate`.
+      archive: for ade20k, ADEChallengeData2016.zip or the folder unpacked from it; it is downloaded if None.
+      say: receives sentences on what happens.
+
+    Raises:
+      FileNotFoundError, ValueError: naming the file and the remedy: missing or unsuitable input, a bad pair,
+        records prepared in part, or no place to write.
+    """
+    if archive and name != "ade20k":
+        raise ValueError(f"An archive is only for the data set ade20k, not for {name}.")
+    directory = builders.locate(name, data_dir, prepared_dir=prepared_dir, classes=classes)
+    if not directory.exists():
+        with _lock(directory.parent):
+            if not directory.exists():  # another process may have prepared it while this one waited
+                _remove_leftovers(directory.parent, say)
+                _prepare(name, data_dir, directory, classes, archive, say)
+    read_info(directory)
+    return directory
+
+
+def describe(directory: Path) -> str:
+    """Return a sentence on prepared records: where, how many, the largest size, a note such as "not the full set"."""
+    info, metadata = read_info(directory)
+    sizes = metadata["max_size"]
+    splits = ", ".join(
+        f"{name} {split.num_examples:,} (up to {sizes[name][1]}x{sizes[name][0]} pixels)"
+        for name, split in info.splits.items()
+    )
+    note = f" {metadata['note']}" if metadata["note"] else ""
+    return f"{info.name} in {directory}: {splits}; {len(metadata['classes']['names'])} classes.{note}"
+
+
+def _prepare(
+    name: str,
+    data_dir: str | Path,
+    directory: Path,
+    classes: str | Path | None,
+    archive: str | Path | None,
+    say: Callable[[str], None],
+) -> None:
+    root = directory.parent.parent
+    builder: builders.PairBuilder
+    if name == "ade20k":
+        builder = Ade20k(archive=Archive(_ade20k_archive(root, archive, say)), data_dir=root)
+    elif name == "image_folder":
+        folder, table = open_folder(data_dir, classes)
+        builder = ImageFolder(folder=folder, classes=table, data_dir=root)
+        outdated = [str(path) for path in root.parent.glob(f"{folder.short_name()}-*") if path != root]
+        if outdated:
+            say(f"The folder or its class table is not as it was; older records may be deleted: {', '.join(outdated)}.")
+    else:
+        builder = builders.BUILDERS[name](data_dir=root)
+    say(f"Preparing {name} in {directory}.")
+    tfds.disable_progress_bar()  # ours shows more
+    config = tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)
+    # TFDS prints that it knows no sizes, and makes a folder for downloads that it is not asked for.
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as unused:
+        builder.download_and_prepare(
+            download_dir=unused, download_config=config, file_format=tfds.core.FileFormat.ARRAY_RECORD
+        )
+
+
+def _ade20k_archive(root: Path, archive: str | Path | None, say: Callable[[str], None]) -> Path:
+    """Return the path of the archive: the one named, or else the one in `root`/downloads, fetched if absent."""
+    if archive:
+        return Path(archive).expanduser()
+    target = root / "downloads" / ADE20K_URL.rsplit("/", 1)[1]
+    if not target.exists():
+        say(f"Fetching {ADE20K_URL} to {target} (about 1 GB).")
+        download.fetch(ADE20K_URL, target, ADE20K_SHA1)
+    return target
+
+
+@contextlib.contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Hold the right to prepare in `directory`; the system takes it back from a process that dies."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"Cannot write to {directory} ({error.strerror}); name another folder.") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_leftovers(directory: Path, say: Callable[[str], None]) -> None:
+    """Remove what a killed preparation left behind. Call it with the lock held: nobody else is preparing then."""
+    for leftover in directory.glob(f"{tfds.core.constants.INCOMPLETE_PREFIX}*"):
+        say(f"Removing {leftover}, left behind by a preparation that was interrupted.")
+        shutil.rmtree(leftover)

@@ -1,0 +1,126 @@
+"""Random access to the prepared records of one split. Imports no jax: worker processes of the pipeline unpickle it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+
+from psp_jax.classes import ClassTable
+from psp_jax.data import builders, decode
+
+METADATA_FILE = "metadata.json"
+
+
+class Source:
+    """The examples of one split, decoded when asked for.
+
+    `source[i]` is {"image": u8[H, W, 3] RGB, "label": u8[H, W] training ids with 255 for void, "id": str}.
+
+    Attributes:
+      split: its name.
+      classes: the class table of the data set.
+      max_size: (largest height, largest width) of a label in the split, in pixels.
+    """
+
+    def __init__(self, directory: Path, split: str) -> None:
+        """Open a split of the records in `directory`.
+
+        Raises:
+          FileNotFoundError, ValueError: see `read_info`; or there is no such split.
+        """
+        directory = Path(directory).absolute()  # worker processes may start in another folder
+        info, metadata = read_info(directory)
+        if split not in info.splits:
+            raise ValueError(f"{directory} has no split {split!r}; its splits are {', '.join(info.splits)}.")
+        self.directory = directory
+        self.split = split
+        self.classes = ClassTable.from_dict(metadata["classes"])
+        height, width = metadata["max_size"][split]
+        self.max_size: tuple[int, int] = (height, width)
+        skip = tfds.decode.SkipDecoding()
+        builder = tfds.builder_from_directory(directory)
+        self._records = builder.as_data_source(split, decoders={"image": skip, "annotation": skip})
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._record(index)
+        name = record["id"].decode()
+        where = f"{self.directory}, {self.split} example {index} ({name})"
+        image = decode.decode_image(record["image"], f"The image of {where}")
+        annotation = decode.decode_annotation(record["annotation"], f"The annotation of {where}")
+        return {"image": image, "label": self.classes.to_train(annotation, where), "id": name}
+
+    def ids(self, index: int) -> str:
+        """Return the id of an example without decoding its pixels."""
+        return str(self._record(index)["id"].decode())
+
+    def _record(self, index: int) -> dict[str, bytes]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no example {index} in {self.split}, which has {len(self)}.")
+        try:
+            return self._records[index]
+        except Exception as error:  # array_record raises its own kinds for a damaged file
+            raise ValueError(
+                f"{self.directory}, {self.split} example {index} cannot be read ({error}); {_remedy(self.directory)}"
+            ) from None
+
+
+def open_source(
+    name: str,
+    data_dir: str | Path,
+    split: str,
+    *,
+    prepared_dir: str | Path = "data",
+    classes: str | Path | None = None,
+) -> Source:
+    """Open one split of a prepared data set; the arguments are those of `builders.locate`.
+
+    Raises:
+      FileNotFoundError, ValueError: not prepared, prepared in part, no such split; see also `builders.locate`.
+    """
+    directory = builders.locate(name, data_dir, prepared_dir=prepared_dir, classes=classes)
+    if not directory.exists():
+        flags = f"--source {data_dir} --data_dir {prepared_dir}" if name == "image_folder" else f"--data_dir {data_dir}"
+        raise FileNotFoundError(
+            f"There is no {directory}; prepare it: `python -m psp_jax.prepare --dataset {name} {flags}`."
+        )
+    return Source(directory, split)
+
+
+def read_info(directory: Path) -> tuple[tfds.core.DatasetInfo, dict[str, Any]]:
+    """Return TFDS's info and our metadata of prepared records, after a check that every shard is there and whole.
+
+    Raises:
+      ValueError: something is missing or damaged; the sentence names the file and the remedy.
+    """
+    for name in ("dataset_info.json", "features.json", METADATA_FILE):
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory} is prepared only in part, {name} is missing; {_remedy(directory)}")
+    info = tfds.builder_from_directory(directory).info
+    for split in info.splits.values():
+        for shard, length in zip(split.filepaths, split.shard_lengths, strict=True):
+            problem = _shard_problem(Path(shard), length)
+            if problem:
+                raise ValueError(f"{shard} {problem}; {_remedy(directory)}")
+    return info, json.loads((directory / METADATA_FILE).read_text("utf-8"))
+
+
+def _shard_problem(shard: Path, length: int) -> str:
+    """Return what is wrong with a shard in words, or ""; only the table of contents at its end is read."""
+    if not shard.is_file():
+        return "is missing"
+    try:
+        reader = ArrayRecordReader(str(shard), options="readahead_buffer_size:0")
+        found = reader.num_records()
+        reader.close()
+    except Exception as error:  # array_record raises its own kinds for a damaged file
+        return f"is damaged or truncated ({error})"
+    return "" if found == length else f"has {found} records, not {length}"
+
+
+def _remedy(directory: Path) -> str:
+    return f"delete the folder {directory} and prepare the data set again."

@@ -1,0 +1,34 @@
+"""Evaluation of a finished run."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from psp_jax import api, parallel
+from psp_jax import config as configuration
+from psp_jax.data.source import Source
+from psp_jax.validation import Validation
+
+
+def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, Any]:
+    """Validate the run in `directory` on a split, write eval/metrics.json and predictions/, return the scores.
+
+    The network, its classes and its preprocessing are the run's own (model.json); `config` says which images, how
+    many at a time, and whether the latest or the best checkpoint.
+
+    Raises:
+      FileNotFoundError: `directory` holds no trained model.
+      ValueError: the split has other classes than the run.
+    """
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
+    configuration.check_batches(config, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
+    model = api.load(directory, config.eval.checkpoint, parallel.replicated(mesh))
+    if source.classes.digest() != model.card.classes.digest():
+        raise ValueError(
+            f"The split has the classes of {source.classes.name}, the run in {directory} those of "
+            f"{model.card.classes.name}, with other names or another label mapping; give the run's own data set."
+        )
+    validation = Validation(config, model.card, model.network, mesh, source, directory)
+    return validation.run(model.variables, model.step)

@@ -1,0 +1,50 @@
+"""Pixel-wise cross entropy with void pixels, and the paper's sum of main and auxiliary loss."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from psp_jax.models.interpolation import resize
+
+Array = jax.Array
+
+
+def cross_entropy(logits: Array, label: Array, ignore_label: int) -> Array:
+    """Average cross entropy over every pixel of the batch that is not void.
+
+    Args:
+      logits: f32 [B, H, W, C].
+      label: integers [B, H, W]; pixels equal to `ignore_label` count neither in the sum nor in the number.
+      ignore_label: value of void pixels and padding.
+
+    Returns:
+      Scalar; 0 where every pixel is void. Under `jax.jit` with a sharded batch the sum and the number are global,
+      so devices with more valid pixels weigh more (a mean of per-device means would weigh them alike).
+    """
+    classes = lax.broadcasted_iota(label.dtype, (*label.shape, logits.shape[-1]), label.ndim)
+    # A masked sum picks the label's logit; unlike a gather its gradient is no scatter.
+    picked = jnp.where(classes == label[..., None], logits, 0.0).sum(-1)
+    valid = label != ignore_label
+    per_pixel = jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
+    return per_pixel.sum() / jnp.maximum(valid.sum(dtype=jnp.int32), 1)
+
+
+def segmentation_loss(
+    outputs: dict[str, Array], label: Array, *, aux_weight: float, align_corners: bool, ignore_label: int
+) -> tuple[Array, dict[str, Array]]:
+    """Return main + aux_weight * auxiliary loss and its parts (Zhao et al., 2017, section 3.3).
+
+    Args:
+      outputs: "logits" and perhaps "aux_logits", f32 [B, h, w, C]; they are resized to the label's size first.
+      label: integers [B, H, W].
+
+    Returns:
+      The loss to minimise, and {"main_loss", "aux_loss"}, each a scalar over the whole batch.
+    """
+    losses = {}
+    for name, key in (("main_loss", "logits"), ("aux_loss", "aux_logits")):
+        if key in outputs:
+            # The class scores stay exact in float32; the default on TPU would round them to bfloat16.
+            logits = resize(outputs[key], (label.shape[1], label.shape[2]), align_corners, lax.Precision.HIGHEST)
+            losses[name] = cross_entropy(logits, label, ignore_label)
+    return losses["main_loss"] + aux_weight * losses.get("aux_loss", 0.0), losses

@@ -1,0 +1,88 @@
+"""Train or evaluate a segmentation network.
+
+    python -m psp_jax.main --config configs/ade20k.py --workdir runs/ade20k
+    python -m psp_jax.main --config configs/ade20k.py --workdir runs/ade20k --mode evaluate
+
+Started again with the same command, a run goes on from its newest checkpoint.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from psp_jax import config as configuration
+from psp_jax import parallel
+from psp_jax.command import run_command
+from psp_jax.data.prepared import describe, ensure_prepared
+from psp_jax.data.source import Source, open_source
+from psp_jax.evaluate import evaluate
+from psp_jax.models import check_model
+from psp_jax.train import train
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration, for example configs/quickstart.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, pictures.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+_RESUME = flags.DEFINE_enum(
+    "resume",
+    "auto",
+    ["auto", "override"],
+    "A workdir with checkpoints goes on from the newest. auto refuses where the configuration changed in a field that "
+    "decides what is learned; override accepts the change.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, or auto (Cloud TPU, SLURM).")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Rank of this process, with --coordinator.")
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        missing = [f"--{name}" for name in ("config", "workdir") if not flags.FLAGS[name].value]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} must be given; see --help.")
+        if len(rest) > 1:
+            raise ValueError(f"Unexpected argument {rest[1]}; every option starts with --.")
+        return rest
+    except AttributeError as error:
+        given = [a.partition("=")[0].lstrip("-").removeprefix("config.") for a in argv if a.startswith("--config.")]
+        known = {name for name, _ in configuration.flatten(configuration.defaults())}
+        unknown = [field for field in given if field not in known]
+        if not unknown:
+            raise
+        raise ValueError(configuration.unknown_field(unknown[0])) from error
+    except (flags.Error, OSError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _sources(config: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
+    """Prepare the data set if it is not, on one process while the others wait, and open `splits`."""
+    data = config.data
+    where: dict[str, Any] = {"prepared_dir": data.prepared_dir, "classes": data.classes or None}
+    if parallel.is_primary():
+        directory = ensure_prepared(data.name, data.dir, archive=data.archive or None, **where)
+        print(describe(directory), flush=True)
+    parallel.wait_for_all("prepare")
+    return [open_source(data.name, data.dir, split, **where) for split in splits]
+
+
+def _run(_: list[str]) -> None:
+    config = FrozenConfigDict(_CONFIG.value)
+    configuration.check(config)
+    check_model(config.model)
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save otherwise
+    parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    directory = Path(str(_WORKDIR.value))
+    if _MODE.value == "train":
+        train_source, eval_source = _sources(config, (config.data.train_split, config.data.eval_split))
+        train(config, directory, train_source, eval_source, override=_RESUME.value == "override")
+    else:
+        (source,) = _sources(config, (config.data.eval_split,))
+        evaluate(config, directory, source)
+    if parallel.is_primary():
+        print(f"results: {directory}/eval/metrics.json, pictures: {directory}/predictions", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(lambda: app.run(_run, flags_parser=_parse_flags))

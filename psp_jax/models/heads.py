@@ -1,0 +1,65 @@
+"""Segmentation heads: from a backbone's last features to class logits at the same resolution."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from psp_jax.models.interpolation import adaptive_average_pool, adaptive_max_pool, resize
+from psp_jax.models.layers import Classifier, ConvBN, torch_default_init
+
+Array = jax.Array
+
+POOLS = {"average": adaptive_average_pool, "max": adaptive_max_pool}
+
+
+class FCNHead(nn.Module):
+    """3x3 convolution and classifier: the paper's baseline, and the auxiliary head on the third stage."""
+
+    num_classes: int
+    channels: int = 512
+    dropout: float = 0.1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Array, train: bool) -> Array:
+        """Map features [B, h, w, C] to logits f32 [B, h, w, num_classes]."""
+        conv = ConvBN(self.channels, 3, kernel_init=torch_default_init, dtype=self.dtype, name="conv")
+        return Classifier(self.num_classes, self.dropout, name="classifier")(conv(features, train), train)
+
+
+class PSPHead(nn.Module):
+    """Pyramid pooling module and classifier (Zhao et al., 2017, section 3.2).
+
+    Attributes:
+      bins: sizes of the pooled grids; (1, 2, 3, 6) in the paper, (1,) in the global-pooling rows of its Table 1.
+      pool: "average" or "max".
+      reduce: whether a 1x1 convolution brings each pooled map to C / len(bins) channels ("DR" in Table 1).
+      channels: width of the 3x3 convolution that fuses features and context.
+      align_corners: how the pooled maps are resized; True in the paper's code and hszhao/semseg.
+    """
+
+    num_classes: int
+    channels: int = 512
+    dropout: float = 0.1
+    bins: tuple[int, ...] = (1, 2, 3, 6)
+    pool: str = "average"
+    reduce: bool = True
+    align_corners: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Array, train: bool) -> Array:
+        """Map features [B, h, w, C] to logits f32 [B, h, w, num_classes]."""
+        size = features.shape[1:3]
+        levels = [features]
+        for bins in self.bins:
+            x = POOLS[self.pool](features, bins)
+            if self.reduce:
+                width = features.shape[-1] // len(self.bins)
+                x = ConvBN(width, 1, kernel_init=torch_default_init, dtype=self.dtype, name=f"level{bins}")(x, train)
+            levels.append(resize(x, size, self.align_corners))
+        x = jnp.concatenate(levels, axis=-1)
+        x = ConvBN(self.channels, 3, kernel_init=torch_default_init, dtype=self.dtype, name="fuse")(x, train)
+        return Classifier(self.num_classes, self.dropout, name="classifier")(x, train)

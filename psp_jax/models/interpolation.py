@@ -1,0 +1,79 @@
+"""Bilinear resizing and adaptive pooling as matrices, one per axis.
+
+Both are linear and separable, so a resize is two matrix products: static shapes, PyTorch's semantics at every
+size, and a gradient without scatter. (`jax.image.resize` has no align-corners mode and antialiases.)
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def align_corners_positions(n_out: int, n_in: int) -> np.ndarray:
+    """Source position of each of `n_out` samples when first and last samples of both grids coincide: f64 [n_out]."""
+    if n_out == 1:
+        return np.zeros(1)
+    return np.arange(n_out) * ((n_in - 1) / (n_out - 1))
+
+
+def half_pixel_positions(n_out: int, n_in: int) -> np.ndarray:
+    """Source position of each of `n_out` samples when the outer pixel edges coincide, clamped: f64 [n_out]."""
+    return np.clip((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0, n_in - 1)
+
+
+def weights_at(positions: Any, n_in: int) -> Any:
+    """Return linear-interpolation weights [..., n, n_in] that read a signal of `n_in` samples at `positions` [..., n].
+
+    NumPy in, NumPy out; JAX in, JAX out (positions may be traced). Positions must lie in [0, n_in - 1].
+    """
+    xp = jnp if isinstance(positions, jax.Array) else np
+    return xp.maximum(0.0, 1.0 - xp.abs(positions[..., None] - xp.arange(n_in)))
+
+
+def resize_weights(n_out: int, n_in: int, align_corners: bool) -> np.ndarray:
+    """Return the matrix f32 [n_out, n_in] of a 1-D linear resize, as torch's `interpolate(mode="bilinear")` does it."""
+    positions = (align_corners_positions if align_corners else half_pixel_positions)(n_out, n_in)
+    return weights_at(positions, n_in).astype(np.float32)
+
+
+def resize(x: Array, size: tuple[int, int], align_corners: bool, precision: Any = None) -> Array:
+    """Resize [B, h, w, C] to [B, size[0], size[1], C] bilinearly, in the dtype of `x`."""
+    if x.shape[1:3] == size:
+        return x
+    rows = jnp.asarray(resize_weights(size[0], x.shape[1], align_corners), x.dtype)
+    columns = jnp.asarray(resize_weights(size[1], x.shape[2], align_corners), x.dtype)
+    x = jnp.einsum("wv,bhvc->bhwc", columns, x, precision=precision)
+    return jnp.einsum("hg,bgwc->bhwc", rows, x, precision=precision)
+
+
+def bin_edges(n_in: int, bins: int) -> list[tuple[int, int]]:
+    """Return [start, end) of each bin of torch's adaptive pooling: floor(i n / b), ceil((i + 1) n / b)."""
+    return [(i * n_in // bins, -((-(i + 1) * n_in) // bins)) for i in range(bins)]
+
+
+def average_weights(n_in: int, bins: int) -> np.ndarray:
+    """Return the matrix f32 [bins, n_in] that averages a 1-D signal over each adaptive bin."""
+    matrix = np.zeros((bins, n_in), np.float32)
+    for i, (start, end) in enumerate(bin_edges(n_in, bins)):
+        matrix[i, start:end] = 1.0 / (end - start)
+    return matrix
+
+
+def adaptive_average_pool(x: Array, bins: int) -> Array:
+    """Average [B, H, W, C] over a bins x bins grid: [B, bins, bins, C], accumulated in float32."""
+    rows, columns = average_weights(x.shape[1], bins), average_weights(x.shape[2], bins)
+    pooled = jnp.einsum("hg,bgwc->bhwc", rows, x.astype(jnp.float32))
+    return jnp.einsum("wv,bhvc->bhwc", columns, pooled).astype(x.dtype)
+
+
+def adaptive_max_pool(x: Array, bins: int) -> Array:
+    """Take the maximum of [B, H, W, C] over a bins x bins grid of adaptive bins: [B, bins, bins, C]."""
+    rows = [x[:, start:end].max(axis=1) for start, end in bin_edges(x.shape[1], bins)]
+    cells = [
+        jnp.stack([row[:, start:end].max(axis=1) for start, end in bin_edges(x.shape[2], bins)], axis=1) for row in rows
+    ]
+    return jnp.stack(cells, axis=1)

@@ -1,0 +1,107 @@
+"""Convolution, batch normalisation and initialisers that every network here is made of."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+Array = jax.Array
+
+# torch's default for convolutions, which the reference keeps in its heads: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+torch_default_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# He et al. 2015, as torchvision's ResNet does it.
+kaiming_fan_out_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all positions of the global batch (Ioffe and Szegedy, 2015).
+
+    The batch axis may be sharded: under `jax.jit` the means are means over every replica. Statistics are float32
+    whatever `dtype` is. As in torch, `momentum` 0.9 keeps nine tenths of the running statistics and the running
+    variance takes the unbiased estimate; `flax.linen.BatchNorm` would take the biased one.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Normalise [..., C]; updates the collection `batch_stats` when `train`."""
+        channels = x.shape[-1]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        x = x.astype(jnp.float32)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = x.mean(axes)
+            # One pass over the data; rounding can push the difference below zero where a channel is constant.
+            var = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0.0)
+            if not self.is_initializing():
+                count = x.size // channels
+                unbiased = var * (count / max(count - 1, 1))
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return ((x - mean) * factor + bias).astype(self.dtype)
+
+
+class ConvBN(nn.Module):
+    """Convolution without bias, batch norm and, unless `relu` is off, ReLU; padding keeps [H, W] at stride 1.
+
+    The padding is explicit because 'SAME' with stride 2 pads one pixel less at even sizes than torch's padding=1.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    dilation: int = 1
+    relu: bool = True
+    kernel_init: Any = kaiming_fan_out_init
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Map [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
+        pad = self.dilation * (self.kernel - 1) // 2
+        x = nn.Conv(
+            self.features,
+            (self.kernel, self.kernel),
+            strides=self.stride,
+            padding=pad,
+            kernel_dilation=self.dilation,
+            use_bias=False,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        x = BatchNorm(dtype=self.dtype, name="bn")(x, train)
+        return nn.relu(x) if self.relu else x
+
+
+class Classifier(nn.Module):
+    """Channel dropout (whole maps, torch's Dropout2d) and a 1x1 convolution to class logits in float32."""
+
+    num_classes: int
+    dropout: float = 0.1
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Map [B, H, W, C] to f32 [B, H, W, num_classes]."""
+        fan_in = x.shape[-1]
+        x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
+
+        def bias_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+            bound = fan_in**-0.5
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        kernel_init = torch_default_init
+        return nn.Conv(
+            self.num_classes, (1, 1), kernel_init=kernel_init, bias_init=bias_init, dtype=jnp.float32, name="conv"
+        )(x)

@@ -1,0 +1,125 @@
+"""Dilated residual networks (He et al., 2016; Yu and Koltun, 2016), the backbone of every model here."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from psp_jax.models.layers import ConvBN
+
+Array = jax.Array
+
+# Residual blocks per stage. 269 is the deepest of the paper's Table 3; 10 is for small data and tests.
+BLOCKS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    269: (3, 30, 48, 8),
+}
+# (kernel, width, stride) of the convolutions before the max pool; widths count in units of ResNet.width / 64.
+STEMS = {
+    "64-64-128": ((3, 64, 2), (3, 64, 1), (3, 128, 1)),  # the paper's and hszhao/semseg's
+    "32-32-64": ((3, 32, 2), (3, 32, 1), (3, 64, 1)),  # mmsegmentation's ResNetV1c
+    "7x7": ((7, 64, 2),),  # torchvision's
+}
+# (stride, dilation) of the four stages per output stride.
+STAGES = {
+    8: ((1, 1), (2, 1), (1, 2), (1, 4)),
+    16: ((1, 1), (2, 1), (2, 1), (1, 2)),
+    32: ((1, 1), (2, 1), (2, 1), (2, 1)),
+}
+FIRST_BLOCK_DILATIONS = ("full", "contracted")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (ResNet-10/18/34)."""
+
+    width: int
+    stride: int = 1
+    dilations: tuple[int, int] = (1, 1)
+    dtype: Any = jnp.float32
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Map [B, H, W, C] to [B, H / stride, W / stride, width]."""
+        first, second = self.dilations
+        y = ConvBN(self.width, 3, self.stride, first, dtype=self.dtype, name="conv1")(x, train)
+        y = ConvBN(self.width, 3, 1, second, relu=False, dtype=self.dtype, name="conv2")(y, train)
+        if x.shape != y.shape:
+            x = ConvBN(self.width, 1, self.stride, relu=False, dtype=self.dtype, name="downsample")(x, train)
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50 and deeper); the stride sits in the 3x3."""
+
+    width: int
+    stride: int = 1
+    dilations: tuple[int, int] = (1, 1)
+    dtype: Any = jnp.float32
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Map [B, H, W, C] to [B, H / stride, W / stride, 4 width]."""
+        features = self.expansion * self.width
+        y = ConvBN(self.width, 1, dtype=self.dtype, name="conv1")(x, train)
+        y = ConvBN(self.width, 3, self.stride, self.dilations[0], dtype=self.dtype, name="conv2")(y, train)
+        y = ConvBN(features, 1, relu=False, dtype=self.dtype, name="conv3")(y, train)
+        if x.shape != y.shape:
+            x = ConvBN(features, 1, self.stride, relu=False, dtype=self.dtype, name="downsample")(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """ResNet whose last stages trade stride for dilation, so that the features stay dense.
+
+    Attributes:
+      depth: a key of `BLOCKS`.
+      stem: a key of `STEMS`.
+      output_stride: input pixels per feature position: 8 (the paper's), 16 or 32.
+      first_block_dilation: dilation of the first block of a dilated stage: "full", that of the stage (the paper,
+        hszhao/semseg), or "contracted", that of the stage before (torchvision, mmsegmentation). Weights trained
+        with one lose accuracy in the other without any error.
+      width: channels of the first stage's 3x3 convolutions; 64 in every published network.
+      remat: recompute each block's activations in the backward pass instead of storing them.
+    """
+
+    depth: int = 50
+    stem: str = "64-64-128"
+    output_stride: int = 8
+    first_block_dilation: str = "full"
+    width: int = 64
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> list[Array]:
+        """Map images [B, H, W, 3] to the outputs of the four stages, the last [B, h, w, 8 or 32 width]."""
+        for i, (kernel, width, stride) in enumerate(STEMS[self.stem], start=1):
+            x = ConvBN(width * self.width // 64, kernel, stride, dtype=self.dtype, name=f"stem{i}")(x, train)
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        block_class: Any = BasicBlock if self.depth < 50 else Bottleneck
+        if self.remat:
+            block_class = nn.remat(block_class, static_argnums=(2,))
+        outputs = []
+        stages = zip(BLOCKS[self.depth], STAGES[self.output_stride], strict=True)
+        previous = 1
+        for stage, (blocks, (stride, dilation)) in enumerate(stages):
+            for i in range(blocks):
+                first = previous if i == 0 and self.first_block_dilation == "contracted" else dilation
+                x = block_class(
+                    self.width * 2**stage,
+                    stride if i == 0 else 1,
+                    (first, dilation),
+                    dtype=self.dtype,
+                    name=f"layer{stage + 1}_block{i}",
+                )(x, train)
+            previous = dilation
+            outputs.append(x)
+        return outputs

@@ -1,0 +1,93 @@
+"""A backbone with a segmentation head and an auxiliary head, built from plain configuration values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from psp_jax.models.heads import POOLS, FCNHead, PSPHead
+from psp_jax.models.resnet import BLOCKS, FIRST_BLOCK_DILATIONS, STAGES, STEMS, ResNet
+
+Array = jax.Array
+
+HEADS = {"psp": PSPHead, "fcn": FCNHead}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Segmentor(nn.Module):
+    """Semantic segmentation network.
+
+    The parameters of `backbone` are meant to start pretrained; `head` and `aux_head` are new and learn faster.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+    aux_head: nn.Module | None = None
+
+    def __call__(self, image: Array, train: bool) -> dict[str, Array]:
+        """Map normalised images f32 [B, H, W, 3] to {"logits": f32 [B, h, w, C]}, h = ceil(H / output stride).
+
+        When training, "aux_logits" of the auxiliary head on the third stage comes with them.
+        """
+        stages = self.backbone(image, train)
+        outputs = {"logits": self.head(stages[-1], train)}
+        if self.aux_head is not None and train:
+            outputs["aux_logits"] = self.aux_head(stages[-2], train)
+        return outputs
+
+
+def check_model(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError, listing what is known, where `settings` (see `build_model`) asks for something unknown."""
+    choices: dict[str, Any] = {
+        "depth": BLOCKS,
+        "stem": STEMS,
+        "output_stride": STAGES,
+        "first_block_dilation": FIRST_BLOCK_DILATIONS,
+        "head": HEADS,
+        "pool": POOLS,
+        "dtype": DTYPES,
+    }
+    for field, known in choices.items():
+        if settings[field] not in known:
+            listed = ", ".join(str(k) for k in known)
+            raise ValueError(f"model.{field}={settings[field]!r} is unknown; choose one of: {listed}.")
+    if settings["width"] < 2 or settings["width"] % 2:
+        raise ValueError(f"model.width={settings['width']} must be a positive even number of channels.")
+    if not 0 <= settings["dropout"] < 1:
+        raise ValueError(f"model.dropout={settings['dropout']} must be at least 0 and below 1.")
+    if not settings["bins"] or min(settings["bins"]) < 1:
+        raise ValueError(f"model.bins={settings['bins']} must name at least one grid size, each at least 1.")
+
+
+def build_model(settings: Mapping[str, Any], num_classes: int) -> Segmentor:
+    """Build the network that `settings` (the fields of `config.model`) describe.
+
+    Raises:
+      ValueError: a field has an unknown value; the message lists the known ones.
+    """
+    check_model(settings)
+    dtype = DTYPES[settings["dtype"]]
+    common = {"num_classes": num_classes, "dropout": settings["dropout"], "dtype": dtype}
+    head_options: dict[str, Any] = {"channels": settings["head_channels"]}
+    if settings["head"] == "psp":
+        head_options |= {
+            "bins": tuple(settings["bins"]),
+            "pool": settings["pool"],
+            "reduce": settings["reduce"],
+            "align_corners": settings["align_corners"],
+        }
+    return Segmentor(
+        backbone=ResNet(
+            depth=settings["depth"],
+            stem=settings["stem"],
+            output_stride=settings["output_stride"],
+            first_block_dilation=settings["first_block_dilation"],
+            width=settings["width"],
+            remat=settings["remat"],
+            dtype=dtype,
+        ),
+        head=HEADS[settings["head"]](**common, **head_options),
+        aux_head=FCNHead(**common, channels=settings["aux_channels"]) if settings["aux_head"] else None,
+    )

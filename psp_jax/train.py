@@ -1,0 +1,247 @@
+"""The training loop: build, restore, then per step: batch, update, look at the step before, validate, save."""
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from psp_jax import config as configuration
+from psp_jax import parallel
+from psp_jax.checkpoint import Checkpoints
+from psp_jax.data.pipeline import train_batches
+from psp_jax.data.source import Source
+from psp_jax.data.transforms import AugmentSettings
+from psp_jax.models import build_model
+from psp_jax.optimizer import poly_schedule, sgd
+from psp_jax.progress import Progress, Throughput
+from psp_jax.train_step import IMAGENET_MEAN, IMAGENET_STD, Array, TrainState, create_state, make_train_step
+from psp_jax.validation import Validation
+from psp_jax.workdir import CHECKPOINTS, ModelCard, read_json, versions, write_json
+
+
+class TrainingDiverged(RuntimeError):
+    """Loss or gradient is no longer finite."""
+
+
+def train(
+    config: ConfigDict, directory: Path, train_source: Source, eval_source: Source, override: bool = False
+) -> TrainState:
+    """Train as `config` says, going on from the newest checkpoint in `directory` where there is one.
+
+    Args:
+      config: checked and complete.
+      directory: the run's workdir; made if missing.
+      train_source: the images to train on.
+      eval_source: the images to validate on.
+      override: go on although fields changed that decide what is learned.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      ValueError: the workdir belongs to another configuration, or batches do not divide over the mesh.
+      TrainingDiverged: loss or gradient is not finite; the last checkpoint before that is kept.
+    """
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
+    configuration.check_batches(config, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
+    steps = configuration.total_steps(config, len(train_source))
+    card = ModelCard(
+        model=config.model.to_dict(),
+        classes=train_source.classes,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        size=configuration.eval_size(config),
+    )
+    _claim(config, directory, card, override, {"steps": steps, "train_images": len(train_source)})
+
+    model = build_model(card.model, card.classes.num_classes)
+    schedule = poly_schedule(config.optimizer.base_lr, config.optimizer.power, steps, config.optimizer.warmup_steps)
+    optimizer = sgd(
+        schedule,
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+        decay_bn_and_bias=config.optimizer.decay_bn_and_bias,
+        head_lr_multiplier=config.optimizer.head_lr_multiplier,
+    )
+    step_fn = jax.jit(
+        make_train_step(
+            model,
+            optimizer,
+            mean=card.mean,
+            std=card.std,
+            aux_weight=config.train.aux_weight,
+            align_corners=config.model.align_corners,
+            ignore_label=card.classes.ignore_label,
+            constrain=parallel.constrain_maps(mesh),
+        ),
+        donate_argnums=0,
+    )
+    state = jax.device_put(create_state(model, optimizer, config.seed), parallel.replicated(mesh))
+    checkpoints = Checkpoints(directory / CHECKPOINTS, config.checkpoint.keep_latest, config.checkpoint.keep_best)
+    latest = checkpoints.latest_step()
+    if latest is not None:
+        state = checkpoints.restore(latest, state)
+    start = int(state.step)
+    primary = parallel.is_primary()
+    with Progress(directory, steps, start, primary=primary, tensorboard=config.log.tensorboard) as progress:
+        progress.say(_opening(config, mesh, directory, start, steps, len(train_source), state))
+        recorder = _Recorder(progress, schedule, config.train.log_every_steps, train_source)
+        validation = Validation(config, card, model, mesh, eval_source, directory, progress)
+        try:
+            return _loop(config, mesh, train_source, state, (start, steps), step_fn, recorder, validation, checkpoints)
+        finally:
+            checkpoints.close()
+
+
+def _loop(
+    config: ConfigDict,
+    mesh: Mesh,
+    source: Source,
+    state: TrainState,
+    span: tuple[int, int],
+    step_fn: Callable[..., tuple[TrainState, dict[str, Array]]],
+    recorder: "_Recorder",
+    validation: Validation,
+    checkpoints: Checkpoints,
+) -> TrainState:
+    """Take the steps of `span`; the order of events matters and is stated where they stand."""
+    key = jax.device_put(jax.random.key(config.seed + 1), parallel.replicated(mesh))
+    sharding = parallel.batch_sharding(mesh)
+    start, steps = span
+    batches = train_batches(
+        source,
+        crop_size=configuration.crop_size(config),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=start,
+        num_steps=steps - start,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        augment=AugmentSettings(**config.augment),
+        num_workers=config.data.num_workers,
+    )
+    with contextlib.closing(batches):
+        for done in range(start + 1, steps + 1):
+            with recorder.throughput.waiting():
+                batch = next(batches)
+            index = batch.pop("index")
+            state, metrics = step_fn(state, parallel.to_global(batch, sharding), key)
+            # The metrics of the step before are there by now: reading them does not stall the device.
+            recorder.settle()
+            recorder.push(done, metrics, index)
+            recorder.throughput.add(config.train.batch_size)
+            validate = done == steps or (config.eval.every_steps and done % config.eval.every_steps == 0)
+            if validate or done % config.checkpoint.every_steps == 0:
+                recorder.settle()  # a state that is not finite must be neither validated nor saved
+                scores = None
+                if validate:
+                    with recorder.throughput.paused():
+                        scores = validation.run(state.variables, done, functools.partial(recorder.show, done))
+                        recorder.validated(done, scores)
+                checkpoints.save(done, state, scores)
+    return state
+
+
+class _Recorder:
+    """Reads each step's metrics when they are ready, logs their means per interval, stops on what is not finite."""
+
+    def __init__(
+        self, progress: Progress, schedule: Callable[[int], Array], log_every_steps: int, source: Source
+    ) -> None:
+        self.throughput = Throughput()
+        self._progress, self._schedule, self._every, self._source = progress, schedule, log_every_steps, source
+        self._pending: tuple[int, dict[str, Array], np.ndarray] | None = None
+        self._interval: list[dict[str, float]] = []
+
+    def push(self, step: int, metrics: dict[str, Array], index: np.ndarray) -> None:
+        """Keep the metrics of `step` (counted from 1), made of the images `index`, until `settle`."""
+        self._pending = (step, metrics, index)
+
+    def settle(self) -> None:
+        """Read the metrics pushed last, if they were not read yet."""
+        if self._pending is None:
+            return
+        step, metrics, index = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not np.isfinite(list(values.values())).all():
+            bad = ", ".join(f"{name}={value}" for name, value in values.items() if not np.isfinite(value))
+            images = ", ".join(self._source.ids(int(i)) for i in index)
+            raise TrainingDiverged(
+                f"Step {step} is not finite ({bad}) with the images {images}; lower optimizer.base_lr or look at these "
+                "images. The checkpoints before this step are kept."
+            )
+        self._interval.append(values)
+        self._progress.advance(step)
+        if step % self._every == 0:
+            means = {name: float(np.mean([v[name] for v in self._interval])) for name in values}
+            rate = {"learning_rate": float(self._schedule(step - 1))}
+            self._progress.log(step, means | rate | self.throughput.take())
+            self._interval = []
+
+    def validated(self, step: int, scores: dict[str, float]) -> None:
+        """Log the scores of a validation."""
+        self._progress.validated(step, scores)
+
+    def show(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Log a picture of a validation."""
+        self._progress.image(step, f"validation/{name}", picture)
+
+
+def _claim(config: ConfigDict, directory: Path, card: ModelCard, override: bool, resolved: dict[str, int]) -> None:
+    """Write config.json and model.json, or refuse a workdir that belongs to a different run."""
+    path = directory / "config.json"
+    plain = json.loads(config.to_json())
+    if path.exists():
+        former = read_json(path)
+        changed = configuration.changed_fields(former["config"], plain)
+        if former["classes_digest"] != card.classes.digest():
+            changed.append("the class names or the mapping of label values")
+        if former["resolved"]["train_images"] != resolved["train_images"]:
+            changed.append(f"training images: {former['resolved']['train_images']} -> {resolved['train_images']}")
+        if changed and not override:
+            raise ValueError(
+                f"{directory} belongs to a run with another configuration ({'; '.join(changed)}); choose a new "
+                "--workdir, or give --resume=override to go on from its last checkpoint with these changes."
+            )
+    elif directory.exists() and any(directory.iterdir()):
+        raise ValueError(f"{directory} is not empty and holds no run (no config.json); choose a new --workdir.")
+    record = {
+        "config": plain,
+        "resolved": resolved
+        | {
+            "batch_size": config.train.batch_size,
+            "epochs": resolved["steps"] * config.train.batch_size / resolved["train_images"],
+            "backbone_lr": config.optimizer.base_lr,
+            "head_lr": config.optimizer.base_lr * config.optimizer.head_lr_multiplier,
+            "devices": jax.device_count(),
+            "device_kind": jax.devices()[0].device_kind,
+            "processes": jax.process_count(),
+        },
+        "classes_digest": card.classes.digest(),
+        "versions": versions(),
+    }
+    parallel.wait_for_all("claim")  # nobody writes before everybody has looked
+    if parallel.is_primary():
+        card.write(directory)
+        write_json(path, record)
+
+
+def _opening(
+    config: ConfigDict, mesh: Mesh, directory: Path, start: int, steps: int, images: int, state: TrainState
+) -> str:
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    model = config.model
+    return (
+        f"{model.head.upper()} head on ResNet-{model.depth}, output stride {model.output_stride}: "
+        f"{parameters / 1e6:.1f} M parameters, {model.dtype}\n"
+        f"{steps} steps of {config.train.batch_size} crops {configuration.crop_size(config)} from {images} images "
+        f"({steps * config.train.batch_size / images:.1f} epochs) on {mesh.size} x {jax.devices()[0].device_kind}\n"
+        f"{f'going on after step {start}' if start else 'starting'} in {directory}"
+    )

@@ -1,0 +1,97 @@
+"""The training state and the one definition of a training step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from psp_jax.losses import segmentation_loss
+
+Array = jax.Array
+Batch = dict[str, Array]
+
+# RGB statistics of ImageNet on the 0..255 scale, which every published backbone was trained with.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training needs to go on: replicated over the mesh, saved in every checkpoint."""
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Parameters and batch-norm statistics as the model's `apply` takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+    """Map u8 or float RGB 0..255 [..., 3] to f32 of about zero mean and unit variance."""
+    return (image.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def create_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """Initialise parameters, statistics and optimizer; a pure function of `seed`, whatever the devices."""
+
+    def init() -> TrainState:
+        # No parameter depends on the image size, so the smallest image that every pyramid level accepts will do.
+        variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)), train=True)
+        opt_state = optimizer.init(variables["params"])
+        return TrainState(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], opt_state)
+
+    return jax.jit(init)()
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    aux_weight: float,
+    align_corners: bool,
+    ignore_label: int,
+    constrain: Callable[[Array], Array] = lambda x: x,
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
+    """Return the pure function (state, batch, key) -> (state, metrics) of one optimizer step.
+
+    The batch is global: {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. `key` is the run's dropout key; the step
+    number is folded in. `constrain` pins the sharding of maps [B, h, w, C] before the loss (a resize of a map that
+    is split by rows loses the split). Metrics are scalars: loss, main_loss, aux_loss, grad_norm.
+    """
+
+    def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
+        image = normalize(batch["image"], mean, std)
+        label = batch["label"].astype(jnp.int32)
+        dropout_key = jax.random.fold_in(key, state.step)
+
+        def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
+            outputs, updates = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                image,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            outputs = {name: constrain(x) for name, x in outputs.items()}
+            loss, parts = segmentation_loss(
+                outputs, label, aux_weight=aux_weight, align_corners=align_corners, ignore_label=ignore_label
+            )
+            return loss, (parts, updates["batch_stats"])
+
+        (loss, (parts, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, **parts, "grad_norm": optax.tree.norm(gradients)}
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return train_step

@@ -1,0 +1,127 @@
+"""The network and its training against outputs of hszhao/semseg, computed in float64 for deterministic weights."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference_names import from_reference, to_reference
+
+from psp_jax.config import defaults
+from psp_jax.models import build_model
+from psp_jax.models.interpolation import resize
+from psp_jax.optimizer import poly_schedule, sgd
+from psp_jax.train_step import TrainState, make_train_step
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason="the stored reference outputs are not beside this clone")
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    with np.load(GOLDEN / "pspnet50_ade20k.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    spec = importlib.util.spec_from_file_location("fill", GOLDEN / "fill.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def setup(golden: dict[str, Any], reference: Any) -> tuple[Any, Any, dict[str, Any]]:
+    meta = json.loads(str(golden["meta"]))
+    settings = defaults().model
+    settings.dropout = 0.0
+    model = build_model(settings, meta["classes"])
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=True))
+    variables = {name: from_reference(shapes[name], reference.fill) for name in ("params", "batch_stats")}
+    return model, variables, meta
+
+
+def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+def test_every_tensor_of_the_reference_is_there(golden: dict[str, Any], setup: tuple[Any, Any, Any]) -> None:
+    _, variables, _ = setup
+    ours = {**to_reference(variables["params"]), **to_reference(variables["batch_stats"])}
+    theirs = {
+        str(name): tuple(json.loads(str(shape).replace("(", "[").replace(",)", ")").replace(")", "]")))
+        for name, shape in zip(golden["state_names"], golden["state_shapes"], strict=True)
+        if not str(name).endswith("num_batches_tracked")
+    }
+    assert {name: value.shape for name, value in ours.items()} == theirs
+
+
+def test_eval_logits(golden: dict[str, Any], reference: Any, setup: tuple[Any, Any, Any]) -> None:
+    model, variables, meta = setup
+    image, _ = reference.batch(meta["seed"], meta["n"], meta["height"], meta["width"], meta["classes"])
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False)["logits"])(variables, image.astype(np.float32))
+    full = resize(logits, (meta["height"], meta["width"]), align_corners=True)
+    assert relative(np.asarray(full)[:, ::8, ::8], golden["eval_logits_every8"]) < 1e-4
+
+
+def test_eight_training_steps(golden: dict[str, Any], reference: Any, setup: tuple[Any, Any, Any]) -> None:
+    model, variables, meta = setup
+    schedule = poly_schedule(meta["base_lr"], meta["power"], meta["steps"])
+    optimizer = sgd(
+        schedule,
+        momentum=meta["momentum"],
+        weight_decay=meta["weight_decay"],
+        decay_bn_and_bias=True,
+        head_lr_multiplier=meta["head_lr_multiplier"],
+    )
+    train_step = jax.jit(
+        make_train_step(
+            model,
+            optimizer,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            aux_weight=meta["aux_weight"],
+            align_corners=True,
+            ignore_label=255,
+        )
+    )
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    state = TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
+    main, aux, states = [], [], []
+    for step in range(meta["steps"]):
+        image, label = reference.batch(meta["seed"] + step, meta["n"], meta["height"], meta["width"], meta["classes"])
+        state, metrics = train_step(state, {"image": image.astype(np.float32), "label": label}, jax.random.key(0))
+        main.append(float(metrics["main_loss"]))
+        aux.append(float(metrics["aux_loss"]))
+        states.append(jax.device_get(state) if step in (0, meta["steps"] - 1) else None)
+
+    first, last = states[0], states[-1]
+    for ours, key in ((np.array(main), "main_loss"), (np.array(aux), "aux_loss")):
+        error = np.abs(ours / golden[key] - 1)
+        assert error[0] < 1e-5, key
+        assert error.max() < 2e-3, key
+
+    # After one step from rest the momentum buffer is the gradient plus weight decay.
+    buffer = first.opt_state[1].trace
+    gradients = jax.tree.map(lambda v, p: v - meta["weight_decay"] * p, buffer, variables["params"])
+    norms = {name: np.linalg.norm(value) for name, value in to_reference(gradients).items()}
+    error = np.array(
+        [abs(norms[str(n)] / g - 1) for n, g in zip(golden["grad_names"], golden["grad_norms"], strict=True)]
+    )
+    assert np.median(error) < 1e-3
+    assert error.max() < 1e-2
+
+    stats = to_reference(first.batch_stats)
+    for name, norm in zip(golden["stat_names"], golden["stat_norms"], strict=True):
+        if not str(name).endswith("num_batches_tracked"):
+            assert abs(np.linalg.norm(stats[str(name)]) / norm - 1) < 1e-5, name
+
+    after = to_reference(last.params)
+    for name, norm in zip(golden["param_names"], golden["param_norms_after"], strict=True):
+        assert abs(np.linalg.norm(after[str(name)]) / norm - 1) < 1e-2, name
