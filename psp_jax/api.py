@@ -15,8 +15,8 @@ from jax import lax
 
 from psp_jax.checkpoint import Checkpoints, load_variables
 from psp_jax.inference import make_forward, make_labeler
+from psp_jax.interpolation import resize
 from psp_jax.models import build_model
-from psp_jax.models.interpolation import resize
 from psp_jax.workdir import CHECKPOINTS, ModelCard, read_json
 
 PARAMETERS = "parameters"

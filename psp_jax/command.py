@@ -12,7 +12,7 @@ def run_command(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except (ValueError, OSError, ArithmeticError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("PSP_JAX_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)

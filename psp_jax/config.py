@@ -168,7 +168,7 @@ def _check_size(size: tuple[int, int], field: str, model: Mapping[str, Any]) -> 
     if (min(size) - offset) // stride + offset < bins:
         raise ValueError(
             f"{field}={size} gives fewer than {bins} feature positions a side, too few for model.bins={model['bins']}; "
-            f"choose at least {bins * stride + offset} pixels."
+            f"choose at least {(bins - offset) * stride + offset} pixels."
         )
 
 
@@ -207,17 +207,21 @@ def eval_size(config: ConfigDict) -> tuple[int, int]:
     return _side_pair(config.eval.size, "eval.size") if config.eval.size else crop_size(config)
 
 
-def check_batches(config: ConfigDict, data: int, spatial: int, processes: int) -> None:
+def check_mesh(config: ConfigDict, training: bool, data: int, spatial: int, processes: int) -> None:
     """Raise ValueError where batches or image rows do not divide over a mesh of (data, spatial) devices."""
-    for field, size in (("train.batch_size", config.train.batch_size), ("eval.batch_size", config.eval.batch_size)):
+    batches, rows = {"eval.batch_size": config.eval.batch_size}, {"eval.size": eval_size(config)[0]}
+    if training:
+        batches["train.batch_size"] = config.train.batch_size
+        rows["train.crop_size"] = crop_size(config)[0]
+    for field, size in batches.items():
         if size % data or size % processes:
             raise ValueError(
                 f"{field}={size} does not divide over {data} devices of mesh.data and {processes} processes; choose a "
                 "multiple of both."
             )
-    for field, rows in (("train.crop_size", crop_size(config)[0]), ("eval.size", eval_size(config)[0])):
-        if rows % spatial:
-            raise ValueError(f"{field}: {rows} rows do not divide over mesh.spatial={spatial} devices.")
+    for field, height in rows.items():
+        if height % spatial:
+            raise ValueError(f"{field}: {height} rows do not divide over mesh.spatial={spatial} devices.")
 
 
 def total_steps(config: ConfigDict, num_images: int) -> int:

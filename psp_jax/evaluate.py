@@ -23,7 +23,7 @@ def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, A
       ValueError: the split has other classes than the run.
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
-    configuration.check_batches(config, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
+    configuration.check_mesh(config, False, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
     model = api.load(directory, config.eval.checkpoint, parallel.replicated(mesh))
     if source.classes.digest() != model.card.classes.digest():
         raise ValueError(

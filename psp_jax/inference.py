@@ -16,8 +16,8 @@ from flax import linen as nn
 from jax import lax
 
 from psp_jax.data.transforms import fit_image
+from psp_jax.interpolation import resize_weights, weights_at
 from psp_jax.metrics import confusion_matrix
-from psp_jax.models.interpolation import resize_weights, weights_at
 from psp_jax.train_step import normalize
 
 Array = jax.Array

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from psp_jax.models.interpolation import resize
+from psp_jax.interpolation import resize
 
 Array = jax.Array
 

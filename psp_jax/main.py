@@ -45,7 +45,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if len(rest) > 1:
             raise ValueError(f"Unexpected argument {rest[1]}; every option starts with --.")
         return rest
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         given = [a.partition("=")[0].lstrip("-").removeprefix("config.") for a in argv if a.startswith("--config.")]
         known = {name for name, _ in configuration.flatten(configuration.defaults())}
         unknown = [field for field in given if field not in known]

@@ -85,13 +85,13 @@ class Progress:
             self._bars.update(self._bar, completed=step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the values of one step to metrics.jsonl, TensorBoard and the console.
+        """Write the values of one step, the losses first, to metrics.jsonl, TensorBoard and the console.
 
-        Values that are not finite become null in metrics.jsonl, since JSON has no word for them, and a gap in
-        TensorBoard's curve.
+        Values that are not finite become null in metrics.jsonl (JSON has no word for them), a gap in TensorBoard.
         """
         if not self._primary:
             return
+        values = {key: values[key] for key in ("loss", "main_loss", "aux_loss", *values) if key in values}
         self._record(self._metrics, step, values)
         words = [_words(key, float(value)) for key, value in values.items()]
         if self._bars is not None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
+from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -20,12 +22,20 @@ from psp_jax.data.transforms import AugmentSettings
 from psp_jax.models import build_model
 from psp_jax.optimizer import poly_schedule, sgd
 from psp_jax.progress import Progress, Throughput
-from psp_jax.train_step import IMAGENET_MEAN, IMAGENET_STD, Array, TrainState, create_state, make_train_step
+from psp_jax.train_step import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Array,
+    StepFunction,
+    TrainState,
+    create_state,
+    make_train_step,
+)
 from psp_jax.validation import Validation
 from psp_jax.workdir import CHECKPOINTS, ModelCard, read_json, versions, write_json
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(FloatingPointError):
     """Loss or gradient is no longer finite."""
 
 
@@ -49,7 +59,7 @@ def train(
       TrainingDiverged: loss or gradient is not finite; the last checkpoint before that is kept.
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
-    configuration.check_batches(config, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
+    configuration.check_mesh(config, True, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
     steps = configuration.total_steps(config, len(train_source))
     card = ModelCard(
         model=config.model.to_dict(),
@@ -61,28 +71,9 @@ def train(
     _claim(config, directory, card, override, {"steps": steps, "train_images": len(train_source)})
 
     model = build_model(card.model, card.classes.num_classes)
-    schedule = poly_schedule(config.optimizer.base_lr, config.optimizer.power, steps, config.optimizer.warmup_steps)
-    optimizer = sgd(
-        schedule,
-        momentum=config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
-        decay_bn_and_bias=config.optimizer.decay_bn_and_bias,
-        head_lr_multiplier=config.optimizer.head_lr_multiplier,
-    )
-    step_fn = jax.jit(
-        make_train_step(
-            model,
-            optimizer,
-            mean=card.mean,
-            std=card.std,
-            aux_weight=config.train.aux_weight,
-            align_corners=config.model.align_corners,
-            ignore_label=card.classes.ignore_label,
-            constrain=parallel.constrain_maps(mesh),
-        ),
-        donate_argnums=0,
-    )
-    state = jax.device_put(create_state(model, optimizer, config.seed), parallel.replicated(mesh))
+    schedule, optimizer = _optimizer(config, steps)
+    step_fn = _step_function(config, card, model, optimizer, mesh)
+    state = create_state(model, optimizer, config.seed, parallel.replicated(mesh))
     checkpoints = Checkpoints(directory / CHECKPOINTS, config.checkpoint.keep_latest, config.checkpoint.keep_best)
     latest = checkpoints.latest_step()
     if latest is not None:
@@ -99,19 +90,48 @@ def train(
             checkpoints.close()
 
 
+def _optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    options = config.optimizer
+    schedule = poly_schedule(options.base_lr, options.power, steps, options.warmup_steps)
+    optimizer = sgd(
+        schedule,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        decay_bn_and_bias=options.decay_bn_and_bias,
+        head_lr_multiplier=options.head_lr_multiplier,
+    )
+    return schedule, optimizer
+
+
+def _step_function(
+    config: ConfigDict, card: ModelCard, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> StepFunction:
+    train_step = make_train_step(
+        model,
+        optimizer,
+        mean=card.mean,
+        std=card.std,
+        aux_weight=config.train.aux_weight,
+        align_corners=config.model.align_corners,
+        ignore_label=card.classes.ignore_label,
+        dropout_seed=config.seed,
+        constrain=parallel.constrain_maps(mesh),
+    )
+    return jax.jit(train_step, donate_argnums=0)
+
+
 def _loop(
     config: ConfigDict,
     mesh: Mesh,
     source: Source,
     state: TrainState,
     span: tuple[int, int],
-    step_fn: Callable[..., tuple[TrainState, dict[str, Array]]],
+    step_fn: StepFunction,
     recorder: "_Recorder",
     validation: Validation,
     checkpoints: Checkpoints,
 ) -> TrainState:
     """Take the steps of `span`; the order of events matters and is stated where they stand."""
-    key = jax.device_put(jax.random.key(config.seed + 1), parallel.replicated(mesh))
     sharding = parallel.batch_sharding(mesh)
     start, steps = span
     batches = train_batches(
@@ -131,7 +151,7 @@ def _loop(
             with recorder.throughput.waiting():
                 batch = next(batches)
             index = batch.pop("index")
-            state, metrics = step_fn(state, parallel.to_global(batch, sharding), key)
+            state, metrics = step_fn(state, parallel.to_global(batch, sharding))
             # The metrics of the step before are there by now: reading them does not stall the device.
             recorder.settle()
             recorder.push(done, metrics, index)

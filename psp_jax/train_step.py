@@ -34,12 +34,17 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+
 def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """Map u8 or float RGB 0..255 [..., 3] to f32 of about zero mean and unit variance."""
     return (image.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
 
 
-def create_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, sharding: jax.sharding.Sharding
+) -> TrainState:
     """Initialise parameters, statistics and optimizer; a pure function of `seed`, whatever the devices."""
 
     def init() -> TrainState:
@@ -48,7 +53,7 @@ def create_state(model: nn.Module, optimizer: optax.GradientTransformation, seed
         opt_state = optimizer.init(variables["params"])
         return TrainState(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], opt_state)
 
-    return jax.jit(init)()
+    return jax.jit(init, out_shardings=sharding)()
 
 
 def make_train_step(
@@ -60,19 +65,20 @@ def make_train_step(
     aux_weight: float,
     align_corners: bool,
     ignore_label: int,
+    dropout_seed: int,
     constrain: Callable[[Array], Array] = lambda x: x,
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
-    """Return the pure function (state, batch, key) -> (state, metrics) of one optimizer step.
+) -> StepFunction:
+    """Return the pure function (state, batch) -> (state, metrics) of one optimizer step.
 
-    The batch is global: {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. `key` is the run's dropout key; the step
-    number is folded in. `constrain` pins the sharding of maps [B, h, w, C] before the loss (a resize of a map that
+    The batch is global: {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. Dropout is a function of `dropout_seed` and
+    the step. `constrain` pins the sharding of maps [B, h, w, C] before the loss (a resize of a map that
     is split by rows loses the split). Metrics are scalars: loss, main_loss, aux_loss, grad_norm.
     """
 
-    def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         image = normalize(batch["image"], mean, std)
         label = batch["label"].astype(jnp.int32)
-        dropout_key = jax.random.fold_in(key, state.step)
+        dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
 
         def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
             outputs, updates = model.apply(

@@ -57,7 +57,7 @@ class Validation:
     ) -> dict[str, float]:
         """Validate after `step` steps, write the results and return mean_iou, pixel_accuracy and mean_accuracy.
 
-        `show` receives, by name, pictures u8 [H, W, 3] of the first images with prediction and ground truth.
+        `show` receives, by name, pictures u8 [H, W, 3] of some images with prediction and ground truth.
         """
         confusion = self._count(variables)
         results = summarize(confusion, self._card.classes.names)
@@ -99,14 +99,15 @@ class Validation:
         }
 
     def _draw(self, variables: Variables, show: Callable[[str, np.ndarray], None]) -> None:
-        """Write overlays of the first images, and show the same beside the ground truth."""
+        """Write overlays of some images, and show the same beside the ground truth."""
         # Every process holds a whole copy; this one's alone runs here, without the others.
         local = jax.tree.map(lambda x: x.addressable_data(0), variables)
         names, palette = self._card.classes.names, self._card.classes.palette
         folder = self._directory / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
-        for i in range(self._pictures):
-            example = self._source[i]
+        # Spread over the split: neighbours are often frames of one video.
+        for i in np.linspace(0, len(self._source) - 1, self._pictures).round().astype(int):
+            example = self._source[int(i)]
             image, truth = example["image"], example["label"]
             labels = self._label(local, image)
             stem = str(example["id"]).replace("/", "_")

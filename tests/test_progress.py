@@ -110,14 +110,14 @@ def test_plain_lines_tell_what_matters(tmp_path, capsys, monkeypatch):
         log.advance(1)
         log.advance(11)  # a step a second, 89 to go
         monkeypatch.undo()
-        log.log(11, {"loss": 0.123456, "images_per_second": 31.25, "data_wait": 0.034})
+        log.log(11, {"aux_loss": 2.0, "loss": 0.123456, "images_per_second": 31.25, "data_wait": 0.034})
         log.say("[bold] is text, not markup")
         with log.track(3, "validate") as advance:
             advance(1)
             advance(2)
         log.validated(11, {"mean_iou": 0.61239, "mean_accuracy": None})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "step  11/100  loss 0.1235  31.2 images/s  data wait 3 %  0:01:29 left"
+    assert lines[0] == "step  11/100  loss 0.1235  aux_loss 2  31.2 images/s  data wait 3 %  0:01:29 left"
     assert lines[1] == "[bold] is text, not markup"
     assert lines[2].startswith("validate: 3/3 in ")
     assert lines[3] == "validation after step 11  mean_iou 0.6124  mean_accuracy n/a"
@@ -141,6 +141,7 @@ with Progress({str(tmp_path)!r}, 4, 0, primary=True, tensorboard=False) as log:
     for step in range(1, 5):
         log.advance(step)
         log.log(step, {{"loss": 1.5, "images_per_second": 7.0}})
+    log.say("[bold] is text, not markup")
     with log.track(2, "validate") as advance:
         advance(2)
 """
@@ -163,7 +164,7 @@ with Progress({str(tmp_path)!r}, 4, 0, primary=True, tensorboard=False) as log:
     text = shown.decode()
     assert "\x1b[" in text and "4/4" in text
     assert "step 4/4  loss 1.5  7.0 images/s" in text
-    assert "validate: 2/2 in " in text
+    assert "validate: 2/2 in " in text and "[bold] is text, not markup" in text
 
 
 def test_tensorboard_holds_scalars_and_images_and_purges_what_is_taken_again(tmp_path):

@@ -113,7 +113,7 @@ def test_rotated_crops_follow_the_chain():
             assert abs(difference[inside].mean()) < 0.1
     assert np.mean(inside_differences) < 0.7
     assert np.mean(differences) < 0.7
-    assert min(agreement) > 0.999
+    assert min(agreement) > 0.998
 
 
 def test_a_small_crop_may_see_only_fill():

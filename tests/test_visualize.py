@@ -161,9 +161,14 @@ def test_contact_sheet_keeps_every_picture_whole():
         for height, width, value in [(20, 30, 10), (40, 10, 20), (5, 90, 30)]
     ]
     sheet = visualize.contact_sheet([pictures[:2], pictures[2:]])
+    corners = []
     for picture in pictures:
         spots = np.argwhere((sheet == picture[0, 0]).all(-1))
         assert tuple(spots.max(0) - spots.min(0) + 1) == picture.shape[:2] and len(spots) == picture[..., 0].size
+        corners.append(spots.min(0))
+    gap = corners[0][0]
+    assert gap > 0
+    np.testing.assert_array_equal(corners, [[gap, gap], [gap, gap + 30 + gap], [gap + 40 + gap, gap]])
     assert (sheet[0] == 255).all() and (sheet[:, 0] == 255).all()
     assert (sheet[-1] == 255).all() and (sheet[:, -1] == 255).all()
     with pytest.raises(ValueError, match="at least one picture"):

@@ -13,11 +13,12 @@ CHUNK = 1 << 20  # bytes
 TIMEOUT = 60.0  # seconds without any data
 
 
-def fetch(url: str, target: Path, sha1: str) -> None:
+def fetch(url: str, target: Path, sha1: str, other_way: str) -> None:
     """Download `url` to `target`; an unfinished download waits in `target`.part and is gone on with.
 
     Raises:
-      FileNotFoundError: the server cannot be reached or the connection broke; says where to put the file by hand.
+      FileNotFoundError: the server cannot be reached or the connection broke; ends with `other_way`, what to do with a
+        file that was downloaded by hand.
       ValueError: the file does not have the SHA-1 checksum.
     """
     part = target.with_name(f"{target.name}.part")
@@ -27,8 +28,7 @@ def fetch(url: str, target: Path, sha1: str) -> None:
     except (OSError, http.client.HTTPException) as error:
         kept = f" {part.stat().st_size:,} bytes are kept, the next try goes on from there." if part.exists() else ""
         raise FileNotFoundError(
-            f"Cannot fetch {url} ({error}).{kept} You can also download it by other means and put it at {target}, "
-            "or name it with `python -m psp_jax.prepare --dataset ade20k --archive PATH`."
+            f"Cannot fetch {url} ({error}).{kept} You can also download it by other means and {other_way}."
         ) from None
     with part.open("rb") as file:
         found = hashlib.file_digest(file, "sha1").hexdigest()

@@ -85,7 +85,7 @@ def _prepare(
         builder = ImageFolder(folder=folder, classes=table, data_dir=root)
         outdated = [str(path) for path in root.parent.glob(f"{folder.short_name()}-*") if path != root]
         if outdated:
-            say(f"The folder or its class table is not as it was; older records may be deleted: {', '.join(outdated)}.")
+            say(f"Records of another state of {data_dir}, or of a folder of that name, are in {', '.join(outdated)}.")
     else:
         builder = builders.BUILDERS[name](data_dir=root)
     say(f"Preparing {name} in {directory}.")
@@ -105,7 +105,8 @@ def _ade20k_archive(root: Path, archive: str | Path | None, say: Callable[[str],
     target = root / "downloads" / ADE20K_URL.rsplit("/", 1)[1]
     if not target.exists():
         say(f"Fetching {ADE20K_URL} to {target} (about 1 GB).")
-        download.fetch(ADE20K_URL, target, ADE20K_SHA1)
+        command = f"python -m psp_jax.prepare --dataset ade20k --data_dir {root} --archive PATH"
+        download.fetch(ADE20K_URL, target, ADE20K_SHA1, f"put it at {target}, or run `{command}`")
     return target
 
 

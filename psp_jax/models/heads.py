@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.models.interpolation import adaptive_average_pool, adaptive_max_pool, resize
+from psp_jax.interpolation import adaptive_average_pool, adaptive_max_pool, resize
 from psp_jax.models.layers import Classifier, ConvBN, torch_default_init
 
 Array = jax.Array
@@ -52,7 +52,7 @@ class PSPHead(nn.Module):
     @nn.compact
     def __call__(self, features: Array, train: bool) -> Array:
         """Map features [B, h, w, C] to logits f32 [B, h, w, num_classes]."""
-        size = features.shape[1:3]
+        size = (features.shape[1], features.shape[2])
         levels = [features]
         for bins in self.bins:
             x = POOLS[self.pool](features, bins)

@@ -5,12 +5,14 @@ from pathlib import Path
 from psp_jax import classes as class_tables
 from psp_jax.data.builders.ade20k import Ade20k
 from psp_jax.data.builders.base import Pair, PairBuilder
+from psp_jax.data.builders.context_scenes import ContextScenes
 from psp_jax.data.builders.image_folder import ImageFolder, open_folder
 
 __all__ = ["BUILDERS", "Pair", "PairBuilder", "locate"]
 
 BUILDERS: dict[str, type[PairBuilder]] = {
     "ade20k": Ade20k,
+    "context_scenes": ContextScenes,
     "image_folder": ImageFolder,
 }
 

@@ -15,6 +15,7 @@ from psp_jax import classes as class_tables
 from psp_jax.data.builders.base import Pair, PairBuilder
 
 FULL_COUNTS = {"train": 20_210, "validation": 2_000}
+KINDS = ("images", "annotations")
 SPLIT_OF_FOLDER = {"training": "train", "validation": "validation"}
 MEMBER = re.compile(r"(?:^|/)(images|annotations)/(training|validation)/([^/]+)\.(jpg|png)$")
 OTHER_FLAVOURS = {
@@ -78,16 +79,16 @@ class Archive:
 
     def _matched_names(self, split: str) -> list[str]:
         """Return the sorted names of a split; raise ValueError unless every image has its annotation and vice versa."""
-        found = {
-            kind: {n for k, s, n in self._members if (k, s) == (kind, split)} for kind in ("images", "annotations")
-        }
         folder = next(folder for folder, name in SPLIT_OF_FOLDER.items() if name == split)
-        for kind, other in (("images", "annotations"), ("annotations", "images")):
+        found: dict[str, set[str]] = {}
+        for kind in KINDS:
+            found[kind] = {name for k, s, name in self._members if (k, s) == (kind, split)}
             if not found[kind]:
                 raise ValueError(
                     f"{self.path} has no {kind}/{folder}: it is incomplete, or not ADEChallengeData2016.zip "
                     "(images/ and annotations/, each with training/ and validation/)."
                 )
+        for kind, other in (KINDS, KINDS[::-1]):
             if alone := sorted(found[kind] - found[other]):
                 raise ValueError(
                     f"{self.path}: {self._members[kind, split, alone[0]]} has no counterpart in {other}/{folder} "

@@ -1,0 +1,194 @@
+"""The commands as a user runs them: train, resume after a kill, evaluate, export, predict, and refusals in words."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, Run, environment, run_module
+from PIL import Image
+
+import psp_jax
+from psp_jax.checkpoint import Checkpoints
+
+
+def final_variables(workdir: Path) -> dict:
+    """Parameters and statistics of the last checkpoint, whatever their structure."""
+    return psp_jax.load(workdir).variables
+
+
+def assert_identical(ours: dict, theirs: dict) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), ours, theirs)
+
+
+def test_workdir_holds_what_the_run_was_and_gave(finished_run: Run) -> None:
+    record = json.loads((finished_run.workdir / "config.json").read_text())
+    assert record["resolved"]["steps"] == 12
+    assert record["resolved"]["epochs"] == pytest.approx(12 * 4 / 21)
+    assert record["resolved"]["head_lr"] == pytest.approx(0.1)
+    assert record["versions"]["jax"] == jax.__version__
+    lines = [json.loads(line) for line in (finished_run.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["main_loss"] + 0.4 * line["aux_loss"], rel=1e-4)
+        assert line["learning_rate"] == pytest.approx(0.01 * (1 - (line["step"] - 1) / 12) ** 0.9, rel=1e-4)
+        assert {"images_per_second", "data_wait"} <= set(line)
+    results = json.loads((finished_run.workdir / "eval" / "metrics.json").read_text())
+    assert set(results["per_class_iou"]) == {"red", "green", "blue"}
+    assert results["images"] == 10
+    annotations = sorted((Path(record["config"]["data"]["dir"]) / "annotations" / "val").glob("*.png"))
+    assert results["pixels"] == sum(int((np.asarray(Image.open(path)) != 255).sum()) for path in annotations)
+    assert results["protocol"]["name"] == "whole"
+    assert len(list((finished_run.workdir / "predictions").glob("*.png"))) == 4
+
+
+def test_evaluation_of_the_finished_run_repeats_its_validation(finished_run: Run, tmp_path: Path) -> None:
+    workdir = tmp_path / "w"
+    shutil.copytree(finished_run.workdir, workdir)
+    before = json.loads((workdir / "eval" / "metrics.json").read_text())
+    (workdir / "eval" / "metrics.json").unlink()
+    # Eight devices, in batches that do not divide the ten images: padding must not count.
+    done = finished_run.start(workdir, "--mode=evaluate", "--config.eval.batch_size=8", devices=8)
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = json.loads((workdir / "eval" / "metrics.json").read_text())
+    assert after["pixels"] == before["pixels"]
+    assert after["mean_iou"] == pytest.approx(before["mean_iou"], abs=2e-3)
+
+
+def test_killed_run_ends_as_if_never_killed(finished_run: Run, tmp_path: Path) -> None:
+    workdir = tmp_path / "w"
+    command = [sys.executable, "-m", "psp_jax.main", *finished_run.flags, "--workdir", str(workdir)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (workdir / "checkpoints" / "4").exists():  # renamed to this when complete
+        assert process.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_after = Checkpoints(workdir / "checkpoints").latest_step()
+    assert killed_after is not None
+    assert killed_after < 12
+    # Another number of workers on the way: the data are a function of seed and step alone.
+    done = finished_run.start(workdir, "--config.data.num_workers=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"going on after step {killed_after}" in done.stdout
+    assert_identical(final_variables(workdir), final_variables(finished_run.workdir))
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_finished_run_started_again_has_nothing_to_do(finished_run: Run) -> None:
+    before = (finished_run.workdir / "metrics.jsonl").read_text()
+    done = finished_run.start(finished_run.workdir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (finished_run.workdir / "metrics.jsonl").read_text() == before
+
+
+def test_export_predict_and_api_agree(finished_run: Run, tmp_path: Path) -> None:
+    done = run_module("psp_jax.export", "--workdir", finished_run.workdir, "--output", tmp_path / "exported")
+    assert done.returncode == 0, done.stderr
+    model, exported = psp_jax.load(finished_run.workdir), psp_jax.load(tmp_path / "exported")
+    assert_identical(model.variables, exported.variables)
+    assert exported.class_names == ("red", "green", "blue")
+    assert exported.palette.shape == (3, 3)
+    assert exported.step == 12
+
+    folder = tmp_path / "images" / "deep"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images = {name: rng.integers(0, 256, (h, w, 3)).astype(np.uint8) for name, h, w in [("a", 50, 70), ("b", 31, 9)]}
+    for name, image in images.items():
+        Image.fromarray(image).save(folder / f"{name}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 not an image")
+    flags = ("--workdir", tmp_path / "exported", "--output", tmp_path / "out")
+    done = run_module("psp_jax.predict", *flags, folder.parent)
+    assert done.returncode == 1
+    assert "broken.jpg" in done.stderr
+    assert done.stderr.count("\n") == 1
+    for name, image in images.items():
+        labels = np.asarray(Image.open(tmp_path / "out" / "deep" / f"{name}.png"))
+        np.testing.assert_array_equal(labels, model.predict(image))
+        assert (tmp_path / "out" / "deep" / f"{name}_overlay.png").exists()
+
+
+def test_logits_are_what_predict_decides_by(finished_run: Run) -> None:
+    model = psp_jax.load(finished_run.workdir)
+    image = np.random.default_rng(1).integers(0, 256, (41, 41, 3)).astype(np.uint8)  # the canvas itself: no resize
+    logits = np.asarray(model.logits(model.normalize(image)[None]))
+    assert logits.shape == (1, 41, 41, 3)
+    top = np.sort(logits[0], axis=-1)
+    clear = top[..., -1] - top[..., -2] > 1e-4
+    np.testing.assert_array_equal(model.predict(image)[clear], logits[0].argmax(-1)[clear])
+    with pytest.raises(ValueError, match=r"takes images \[N, H, W, 3\]"):
+        model.logits(image)
+    with pytest.raises(ValueError, match="takes a u8 image"):
+        model.predict(image.astype(np.float32))
+
+
+def test_another_configuration_is_refused_and_nothing_is_touched(finished_run: Run) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished_run.workdir.rglob("*")}
+    done = finished_run.start(finished_run.workdir, "--config.optimizer.base_lr=0.5")
+    assert done.returncode == 1
+    assert "optimizer.base_lr: 0.01 -> 0.5" in done.stderr
+    assert "--resume=override" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in finished_run.workdir.rglob("*")} == before
+
+
+def test_diverging_run_stops_and_keeps_the_last_good_checkpoint(finished_run: Run, tmp_path: Path) -> None:
+    flags = ("--config.optimizer.base_lr=1e25", "--config.train.steps=40", "--config.checkpoint.every_steps=1")
+    done = finished_run.start(tmp_path / "w", *flags)
+    assert done.returncode == 1
+    assert "is not finite" in done.stderr
+    assert "with the images scene0" in done.stderr.replace("train/", "")
+    assert "Traceback" not in done.stderr
+    saved = Checkpoints(tmp_path / "w" / "checkpoints").latest_step()
+    if saved is not None:
+        finite = [np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(psp_jax.load(tmp_path / "w").variables)]
+        assert all(finite)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--config.train.stpes=3"],
+            "Unknown configuration field train.stpes; known fields: train.aux_weight, train.batch_size",
+        ),
+        (["--config.nothing.at.all=3"], "Unknown configuration field nothing.at.all"),
+        (["--config.train.steps=many"], "train.steps=many"),
+        (["--config.model.head=pyramid"], "model.head='pyramid' is unknown; choose one of: psp, fcn"),
+        (["--config.data.dir=/nowhere"], "/nowhere"),
+        (["--config.train.crop_size=(470,)"], "near 470 that is 465 or 473"),
+        (["--config.train.crop_size=(25,)"], "too few for model.bins=(1, 2, 3, 6); choose at least 41"),
+        (["--config.train.batch_size=6", "--config.mesh.data=4", "devices=4"], "train.batch_size=6 does not divide"),
+        (["--config.mesh.data=3"], "mesh.data=3 x mesh.spatial=1 does not use the 1 devices"),
+        (["--config.data.train_split=training"], "training"),
+        (["--mode=evaluate"], "holds no model.json"),
+        (["stray"], "Unexpected argument stray"),
+    ],
+)
+def test_refusals_are_one_sentence(flags: list[str], message: str, finished_run: Run, tmp_path: Path) -> None:
+    devices = [int(flag.removeprefix("devices=")) for flag in flags if flag.startswith("devices=")]
+    given = [flag for flag in flags if not flag.startswith("devices=")]
+    done = finished_run.start(tmp_path / "w", *given, devices=devices[0] if devices else 1)
+    assert done.returncode != 0
+    assert message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_workdir_of_something_else_is_refused(finished_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"precious")
+    done = finished_run.start(tmp_path)
+    assert done.returncode == 1
+    assert "is not empty and holds no run" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]

@@ -1,0 +1,280 @@
+"""Preparation: once, by one process, safe against being killed, with a sentence for everything that can be wrong."""
+
+import hashlib
+import http.server
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import data_sets
+import pytest
+
+from psp_jax import prepare
+from psp_jax.data import download, prepared
+from psp_jax.data.prepared import describe, ensure_prepared
+from psp_jax.data.source import open_source
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return data_sets.write_folder(tmp_path / "photos", {"train": 6, "val": 3})
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return data_sets.write_zip(tmp_path / "ade.zip", data_sets.ade20k_members({"training": 3, "validation": 2}))
+
+
+def start(code: str, *arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def files(directory: Path) -> dict[str, int]:
+    return {
+        str(path): path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file() and path.name[0] != "."
+    }
+
+
+def test_ade20k_twice(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--dataset", "ade20k", "--data_dir", str(tmp_path / "data"), "--archive", str(archive)]
+    assert prepare.main(flags) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert first[0].startswith("Preparing ade20k in")
+    assert (
+        "train 3 (up to 32x40 pixels), validation 2 (up to 32x40 pixels); 150 classes. Not the full ADE20K" in first[1]
+    )
+    written = files(tmp_path / "data")
+    archive.unlink()  # a prepared data set does not need it any more
+    assert prepare.main(flags) == 0
+    assert capsys.readouterr().out.splitlines() == first[1:]
+    assert files(tmp_path / "data") == written
+
+
+def test_context_scenes_by_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psp_jax.data.builders.context_scenes.COUNTS", {"train": 7, "validation": 2})
+    assert prepare.main(["--dataset", "context_scenes", "--data_dir", str(tmp_path)]) == 0
+    source = open_source("context_scenes", tmp_path, "train")
+    assert (len(source), source[0]["image"].shape, source.classes.name) == (7, (128, 128, 3), "context_scenes")
+
+
+def test_image_folder_by_command(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "classes.json").rename(tmp_path / "table.json")
+    flags = ["--dataset", "image_folder", "--source", str(photos), "--data_dir", str(tmp_path / "data")]
+    assert prepare.main(flags) == 1
+    assert "classes.json; write one such as" in capsys.readouterr().err
+    assert prepare.main([*flags, "--classes", str(tmp_path / "table.json")]) == 0
+    places = {"prepared_dir": tmp_path / "data", "classes": tmp_path / "table.json"}
+    assert len(open_source("image_folder", photos, "val", **places)) == 3
+
+
+def test_a_changed_folder_is_prepared_anew(tmp_path: Path, photos: Path) -> None:
+    said: list[str] = []
+    first = ensure_prepared("image_folder", photos, prepared_dir=tmp_path / "data", say=said.append)
+    (photos / "images/val/photo002.jpg").unlink()
+    (photos / "annotations/val/photo002.png").unlink()
+    with pytest.raises(FileNotFoundError, match="prepare --dataset image_folder --source"):
+        open_source("image_folder", photos, "val", prepared_dir=tmp_path / "data")
+    second = ensure_prepared("image_folder", photos, prepared_dir=tmp_path / "data", say=said.append)
+    assert first != second and str(first.parents[1]) in said[1]
+    assert len(open_source("image_folder", photos, "val", prepared_dir=tmp_path / "data")) == 2
+
+
+def test_a_bad_pair_is_named_and_leaves_nothing(tmp_path: Path, photos: Path) -> None:
+    bad = photos / "annotations/val/photo001.png"
+    bad.write_bytes(data_sets.encode(data_sets.annotation(1, 3) + 3))
+    with pytest.raises(ValueError, match=f"^{bad} holds the value 3, 4, 5, which the class table photos does not know"):
+        ensure_prepared("image_folder", photos, prepared_dir=tmp_path / "data")
+    assert not files(tmp_path / "data")
+
+
+DIE = """
+import os, signal, sys
+from psp_jax.data.builders.image_folder import ImageFolder
+from psp_jax.data.prepared import ensure_prepared
+read = ImageFolder.pair
+def pair(self, split, index):
+    if (split, index) == ("val", 2):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(self, split, index)
+ImageFolder.pair = pair
+ensure_prepared("image_folder", sys.argv[1], prepared_dir=sys.argv[2])
+"""
+
+
+def test_a_killed_preparation_is_done_again(tmp_path: Path, photos: Path) -> None:
+    process = start(DIE, photos, tmp_path / "data")
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    left = [path.parent for path in (tmp_path / "data").rglob("*train*array_record*")]
+    assert len(left) == 1  # the first split was written
+    with pytest.raises(FileNotFoundError, match="prepare it"):
+        open_source("image_folder", photos, "train", prepared_dir=tmp_path / "data")
+    said: list[str] = []
+    directory = ensure_prepared("image_folder", photos, prepared_dir=tmp_path / "data", say=said.append)
+    assert said[0] == f"Removing {left[0]}, left behind by a preparation that was interrupted."
+    assert not left[0].exists()
+    assert "train 6 (up to 32x40 pixels), val 3 (up to 32x40 pixels); 3 classes." in describe(directory)
+
+
+def test_a_missing_shard_is_refused_with_the_remedy(tmp_path: Path, archive: Path) -> None:
+    directory = ensure_prepared("ade20k", tmp_path / "data", archive=archive)
+    next(directory.glob("*validation*")).unlink()
+    for attempt in (
+        lambda: ensure_prepared("ade20k", tmp_path / "data", archive=archive),
+        lambda: open_source("ade20k", tmp_path / "data", "train"),
+    ):
+        with pytest.raises(ValueError, match=f"validation.* is missing; delete the folder {directory} and prepare"):
+            attempt()
+
+
+TOGETHER = """
+import sys, time
+from psp_jax.data.builders.image_folder import ImageFolder
+from psp_jax.data.prepared import ensure_prepared
+read = ImageFolder.pair
+def pair(self, split, index):
+    time.sleep(0.2)
+    return read(self, split, index)
+ImageFolder.pair = pair
+ensure_prepared("image_folder", sys.argv[1], prepared_dir=sys.argv[2])
+"""
+
+
+def test_of_two_processes_one_prepares(tmp_path: Path, photos: Path) -> None:
+    processes = [start(TOGETHER, photos, tmp_path / "data") for _ in range(2)]
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum("Preparing" in text for text in said) == 1
+    assert not any("Removing" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--dataset", "ade21k"], "No data set ade21k; known are ade20k, "),
+        (["--dataset", "scene_parse150"], "scene_parse150 holds the instance labels .*; use the data set ade20k"),
+        (["--dataset", "scene_parse150:1.0.0"], "use the data set ade20k"),
+        (["--dataset", "image_folder"], "image_folder needs --source FOLDER"),
+        (["--dataset", "ade20k", "--source", "x"], "image_folder needs --source FOLDER, and no other"),
+        (["--dataset", "image_folder", "--source", "nowhere"], "There is no folder nowhere"),
+        (
+            ["--dataset", "image_folder", "--source", "nowhere", "--archive", "x"],
+            "archive is only for the data set ade20k",
+        ),
+        (["--dataset", "ade20k", "--archive", "nowhere.zip"], r"There is no archive nowhere\.zip"),
+        (
+            ["--dataset", "ade20k", "--classes", "camvid"],
+            "has its own classes; leave the class table camvid out",
+        ),
+    ],
+)
+def test_wrong_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], problem: str) -> None:
+    assert prepare.main([*flags, "--data_dir", str(tmp_path / "data")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("prepare: ")
+    assert re.search(problem, error)
+
+
+def test_no_place_to_write(tmp_path: Path, archive: Path) -> None:
+    (tmp_path / "data").write_text("a file, not a folder")
+    with pytest.raises(ValueError, match=r"Cannot write to .*data/ade20k \(.+\); name another folder"):
+        ensure_prepared("ade20k", tmp_path / "data", archive=archive)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content` under every path; sends parts if `parts`, and ends the connection after `cut` bytes."""
+
+    content = bytes(range(256)) * 4000
+    parts = True
+    cut: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[str | None] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/a.zip"
+        self.sha1 = hashlib.sha1(self.content).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        wanted = self.headers["Range"]
+        self.server.requests.append(wanted)
+        begin = int(wanted[len("bytes=") : -1]) if wanted and self.server.parts else 0
+        if begin >= len(self.server.content):
+            self.send_error(416)
+            return
+        body = self.server.content[begin:]
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: self.server.cut])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_broken_download_goes_on(tmp_path: Path, server: Server, parts: bool) -> None:
+    target = tmp_path / "downloads" / "a.zip"
+    server.parts, server.cut = parts, 300_000
+    with pytest.raises(FileNotFoundError, match=r"Cannot fetch .* 300,000 bytes are kept, .* means and keep it\."):
+        download.fetch(server.url, target, server.sha1, "keep it")
+    assert not target.exists()
+    server.cut = None
+    download.fetch(server.url, target, server.sha1, "keep it")
+    assert target.read_bytes() == server.content
+    assert server.requests == [None, "bytes=300000-"]
+
+
+def test_a_complete_part_is_only_verified(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "a.zip.part").write_bytes(server.content)
+    download.fetch(server.url, tmp_path / "a.zip", server.sha1, "keep it")
+    assert (tmp_path / "a.zip").read_bytes() == server.content
+
+
+def test_a_wrong_checksum_is_refused(tmp_path: Path, server: Server) -> None:
+    with pytest.raises(ValueError, match=f"checksum {server.sha1}, not 0000; it was removed, try again"):
+        download.fetch(server.url, tmp_path / "a.zip", "0000", "keep it")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ade20k_is_downloaded_once(
+    tmp_path: Path, archive: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.content = archive.read_bytes()
+    monkeypatch.setattr(prepared, "ADE20K_URL", server.url)
+    monkeypatch.setattr(prepared, "ADE20K_SHA1", hashlib.sha1(server.content).hexdigest())
+    directory = ensure_prepared("ade20k", tmp_path / "data")
+    assert "train 3" in describe(directory)
+    assert (tmp_path / "data/downloads/a.zip").is_file()
+    ensure_prepared("ade20k", tmp_path / "data")
+    assert server.requests == [None]
+
+
+def test_without_a_network_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared, "ADE20K_URL", "http://127.0.0.1:9/ADEChallengeData2016.zip")
+    with pytest.raises(FileNotFoundError) as caught:
+        ensure_prepared("ade20k", tmp_path / "data")
+    message = str(caught.value)
+    assert "127.0.0.1:9/ADEChallengeData2016.zip" in message and "refused" in message
+    assert f"put it at {tmp_path}/data/downloads/ADEChallengeData2016.zip, or run" in message
+    assert f"--data_dir {tmp_path}/data --archive PATH" in message
