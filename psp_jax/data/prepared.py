@@ -16,7 +16,7 @@ from psp_jax.data.builders.image_folder import ImageFolder, open_folder
 from psp_jax.data.source import read_info
 
 ADE20K_URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
-# As published with the preparation scripts of GluonCV and PyTorch-Encoding; no SHA-256 of the file is published.
+# As in GluonCV's preparation script; no SHA-256 of the file is published.
 ADE20K_SHA1 = "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"
 
 
