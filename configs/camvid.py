@@ -17,7 +17,7 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     config.train.update(epochs=200.0, crop_size=(345,))
     config.eval.update(size=(361, 481), batch_size=8)
     if variant == "small":
-        config.model.update(depth=18, stem="32-32-64", width=32, head_channels=128, aux_channels=64)
-        config.train.update(epochs=80.0, crop_size=(241, 321), batch_size=8, log_every_steps=10)
+        config.model.update(depth=18, stem="32-32-64", width=24, head_channels=128, aux_channels=64)
+        config.train.update(epochs=70.0, crop_size=(217, 289), batch_size=8, log_every_steps=10)
         config.optimizer.base_lr = 0.02
     return config
