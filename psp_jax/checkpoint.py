@@ -22,30 +22,31 @@ class Checkpoints:
 
     Args:
       directory: where they are; made if missing.
-      keep_latest: how many of the newest to keep.
+      keep_latest: how many of the newest to keep; 0 for a reader, which must not save.
       keep_best: how many of the best by `mean_iou` to keep besides.
     """
 
-    def __init__(self, directory: Path, keep_latest: int = 1, keep_best: int = 0) -> None:
-        keep = [preservation_policy.LatestN(max(keep_latest, 1))]
-        if keep_best:
-            keep.append(
-                preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics["mean_iou"],
-                    n=keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
-        options = ocp.CheckpointManagerOptions(preservation_policy=preservation_policy.AnyPreservationPolicy(keep))
+    def __init__(self, directory: Path, keep_latest: int = 0, keep_best: int = 0) -> None:
+        best = preservation_policy.BestN(
+            get_metric_fn=lambda metrics: metrics["mean_iou"], n=keep_best, keep_checkpoints_without_metrics=False
+        )
+        policies = [preservation_policy.LatestN(keep_latest), *([best] if keep_best else [])]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            best_fn=lambda metrics: metrics["mean_iou"],
+            create=bool(keep_latest),  # not read_only, which warns on every use
+            # What a killed process left half written; a reader must not take it from a run that is still writing.
+            cleanup_tmp_directories=bool(keep_latest),
+        )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
-    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
+    def save(self, step: int, state: TrainState, metrics: dict[str, float | None] | None) -> None:
         """Start writing a checkpoint; the state may be donated as soon as this returns."""
         items = ocp.args.Composite(
             **{VARIABLES: ocp.args.StandardSave(state.variables)},
             training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
         )
-        self._manager.save(step, args=items, metrics=metrics)
+        self._manager.save(step, args=items, metrics=metrics if metrics and metrics["mean_iou"] is not None else None)
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, if there is one."""

@@ -173,9 +173,9 @@ def _check_size(size: tuple[int, int], field: str, model: Mapping[str, Any]) -> 
 
 
 def _check_values(config: ConfigDict) -> None:
-    positive = ("train.batch_size", "train.log_every_steps", "eval.batch_size", "checkpoint.every_steps")
     values = dict(flatten(config))
-    for field in positive:
+    batches = ("train.batch_size", "eval.batch_size")
+    for field in (*batches, "train.log_every_steps", "checkpoint.every_steps", "checkpoint.keep_latest"):
         if values[field] < 1:
             raise ValueError(f"{field}={values[field]} must be at least 1.")
     not_negative = ("train.steps", "train.epochs", "eval.every_steps", "data.num_workers", "optimizer.warmup_steps")

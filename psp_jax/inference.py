@@ -6,6 +6,7 @@ feature map's positions, with weights computed at run time, so that no image siz
 full-resolution score map is ever stored.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -102,15 +103,17 @@ def make_eval_step(
         size, valid, label = batch["size"], batch["valid"], batch["label"]
         rows, columns = ((size[:, i].max() + tile - 1) // tile for i in range(2))
 
+        # Image by image until the end, so that devices which share the batch exchange counts once, not for every tile.
+        count_image = jax.vmap(functools.partial(confusion_matrix, num_classes=num_classes))
+
         def count(index: Array, total: Array) -> Array:
             origin = (tile * (index // columns), tile * (index % columns))
             labels = tile_labels(scores, origin, size, valid, canvas=canvas, align_corners=align_corners, tile=tile)
             truth = lax.dynamic_slice(label, (0, *origin), (label.shape[0], tile, tile))
-            # One image at a time: the counts of a product stay exact, and its one-hot operands small.
-            counted = lax.map(lambda pair: confusion_matrix(pair[0], pair[1], num_classes), (truth, labels))
-            return total + counted.sum(0)
+            return total + count_image(truth, labels)
 
-        return lax.fori_loop(0, rows * columns, count, jnp.zeros((num_classes, num_classes), jnp.int32))
+        zeros = jnp.zeros((label.shape[0], num_classes, num_classes), jnp.int32)
+        return lax.fori_loop(0, rows * columns, count, zeros).sum(0)
 
     return eval_step
 

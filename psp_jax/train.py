@@ -82,7 +82,7 @@ def train(
     primary = parallel.is_primary()
     with Progress(directory, steps, start, primary=primary, tensorboard=config.log.tensorboard) as progress:
         progress.say(_opening(config, mesh, directory, start, steps, len(train_source), state))
-        recorder = _Recorder(progress, schedule, config.train.log_every_steps, train_source)
+        recorder = _Recorder(progress, schedule, config.train.log_every_steps, steps, train_source)
         validation = Validation(config, card, model, mesh, eval_source, directory, progress)
         try:
             return _loop(config, mesh, train_source, state, (start, steps), step_fn, recorder, validation, checkpoints)
@@ -172,10 +172,11 @@ class _Recorder:
     """Reads each step's metrics when they are ready, logs their means per interval, stops on what is not finite."""
 
     def __init__(
-        self, progress: Progress, schedule: Callable[[int], Array], log_every_steps: int, source: Source
+        self, progress: Progress, schedule: Callable[[int], Array], log_every_steps: int, last: int, source: Source
     ) -> None:
         self.throughput = Throughput()
-        self._progress, self._schedule, self._every, self._source = progress, schedule, log_every_steps, source
+        self._progress, self._schedule, self._source = progress, schedule, source
+        self._every, self._last = log_every_steps, last
         self._pending: tuple[int, dict[str, Array], np.ndarray] | None = None
         self._interval: list[dict[str, float]] = []
 
@@ -199,13 +200,13 @@ class _Recorder:
             )
         self._interval.append(values)
         self._progress.advance(step)
-        if step % self._every == 0:
+        if step % self._every == 0 or step == self._last:
             means = {name: float(np.mean([v[name] for v in self._interval])) for name in values}
             rate = {"learning_rate": float(self._schedule(step - 1))}
             self._progress.log(step, means | rate | self.throughput.take())
             self._interval = []
 
-    def validated(self, step: int, scores: dict[str, float]) -> None:
+    def validated(self, step: int, scores: dict[str, float | None]) -> None:
         """Log the scores of a validation."""
         self._progress.validated(step, scores)
 
@@ -215,10 +216,14 @@ class _Recorder:
 
 
 def _claim(config: ConfigDict, directory: Path, card: ModelCard, override: bool, resolved: dict[str, int]) -> None:
-    """Write config.json and model.json, or refuse a workdir that belongs to a different run."""
+    """Write config.json and model.json, or refuse a workdir that belongs to a different run.
+
+    A run that ended before its first checkpoint has nothing to protect: its directory is taken over.
+    """
     path = directory / "config.json"
     plain = json.loads(config.to_json())
-    if path.exists():
+    begun = directory / CHECKPOINTS
+    if path.exists() and begun.exists() and any(begun.iterdir()):
         former = read_json(path)
         changed = configuration.changed_fields(former["config"], plain)
         if former["classes_digest"] != card.classes.digest():
@@ -230,7 +235,7 @@ def _claim(config: ConfigDict, directory: Path, card: ModelCard, override: bool,
                 f"{directory} belongs to a run with another configuration ({'; '.join(changed)}); choose a new "
                 "--workdir, or give --resume=override to go on from its last checkpoint with these changes."
             )
-    elif directory.exists() and any(directory.iterdir()):
+    elif not path.exists() and directory.exists() and any(directory.iterdir()):
         raise ValueError(f"{directory} is not empty and holds no run (no config.json); choose a new --workdir.")
     record = {
         "config": plain,

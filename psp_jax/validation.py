@@ -54,7 +54,7 @@ class Validation:
 
     def run(
         self, variables: Variables, step: int, show: Callable[[str, np.ndarray], None] = lambda name, picture: None
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """Validate after `step` steps, write the results and return mean_iou, pixel_accuracy and mean_accuracy.
 
         `show` receives, by name, pictures u8 [H, W, 3] of some images with prediction and ground truth.

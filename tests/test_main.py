@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,6 +60,36 @@ def test_evaluation_of_the_finished_run_repeats_its_validation(finished_run: Run
     after = json.loads((workdir / "eval" / "metrics.json").read_text())
     assert after["pixels"] == before["pixels"]
     assert after["mean_iou"] == pytest.approx(before["mean_iou"], abs=2e-3)
+
+
+def test_two_processes_train_validate_and_save_like_one(finished_run: Run, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "psp_jax.main", *finished_run.flags, "--workdir", str(tmp_path / "w")]
+    command += [f"--config.data.prepared_dir={tmp_path}", f"--coordinator={coordinator}", "--num_processes=2"]
+    processes = [
+        subprocess.Popen(
+            [*command, f"--process_id={rank}"],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "2 x cpu" in outputs[0]
+    workdirs = (finished_run.workdir, tmp_path / "w")
+    one, two = ([json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()] for w in workdirs)
+    assert [line["step"] for line in two] == [line["step"] for line in one]
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-3)
+    assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=0.1)  # rounding grows from step to step
+    one, two = (json.loads((w / "eval" / "metrics.json").read_text()) for w in workdirs)
+    assert (two["images"], two["pixels"]) == (one["images"], one["pixels"])
+    assert psp_jax.load(tmp_path / "w").step == 12
 
 
 def test_killed_run_ends_as_if_never_killed(finished_run: Run, tmp_path: Path) -> None:
@@ -140,6 +171,15 @@ def test_another_configuration_is_refused_and_nothing_is_touched(finished_run: R
     assert "--resume=override" in done.stderr
     assert "Traceback" not in done.stderr
     assert {p: p.stat().st_mtime_ns for p in finished_run.workdir.rglob("*")} == before
+
+
+def test_a_run_without_a_checkpoint_may_be_started_anew(finished_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(finished_run.workdir / "config.json", tmp_path)
+    done = finished_run.start(tmp_path, "--config.seed=3", "--config.train.steps=1", "--config.log.images=0")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["seed"] == 3
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]
 
 
 def test_diverging_run_stops_and_keeps_the_last_good_checkpoint(finished_run: Run, tmp_path: Path) -> None:

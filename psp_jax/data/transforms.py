@@ -12,11 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-PIXEL_FILL = (
-    124,
-    116,
-    104,
-)  # RGB mean 255 * [.485, .456, .406], rounded: about zero once normalised
+PIXEL_FILL = (124, 116, 104)  # RGB mean 255 * [.485, .456, .406], rounded: about zero once normalised
 LABEL_FILL = 255
 _BLUR_MARGIN = 2  # radius of the 5x5 kernel
 
