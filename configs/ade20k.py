@@ -18,8 +18,7 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     config.data.update(name="ade20k", dir="data", num_workers=8)
     config.model.depth = DEPTHS[variant]
     config.model.dtype = "bfloat16"
-    # 100 epochs of 20,210 images at batch 16, the last incomplete batch of each dropped.
-    config.train.update(steps=126_300, batch_size=16, crop_size=(473,))
+    config.train.update(epochs=100.0, batch_size=16, crop_size=(473,))  # 126,300 steps: 1263 an epoch
     config.eval.update(every_steps=12_630)
     config.checkpoint.update(every_steps=1263)
     return config

@@ -5,6 +5,7 @@ labels = model.predict(image)                  # u8 [H, W, 3] -> class indices u
 logits = model.logits(normalised_images)       # f32 [N, H, W, 3] -> f32 [N, H, W, classes]
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def load(directory: str | Path, checkpoint: str = "latest", sharding: jax.shardi
     Raises:
       FileNotFoundError: the directory holds no model, or a run that has not saved a checkpoint yet.
     """
+    if checkpoint not in ("latest", "best"):
+        raise ValueError(f"checkpoint={checkpoint!r} is unknown; choose one of: latest, best.")
     directory = Path(directory)
     card = ModelCard.read(directory)
     network = build_model(card.model, card.classes.num_classes)
@@ -101,11 +104,11 @@ def load(directory: str | Path, checkpoint: str = "latest", sharding: jax.shardi
         return Model(card, load_variables(directory / PARAMETERS, like), read_json(directory / "export.json")["step"])
     if not (directory / CHECKPOINTS).exists():
         raise FileNotFoundError(f"{directory} holds no checkpoint yet; train until the first one is saved.")
-    checkpoints = Checkpoints(directory / CHECKPOINTS)
-    step = checkpoints.best_step() if checkpoint == "best" else checkpoints.latest_step()
-    if step is None:
-        raise FileNotFoundError(
-            f"{directory} holds no {checkpoint} checkpoint; train until the first one is saved"
-            f"{' with a validation' if checkpoint == 'best' else ''}."
-        )
-    return Model(card, checkpoints.restore_variables(step, like), step)
+    with contextlib.closing(Checkpoints(directory / CHECKPOINTS)) as checkpoints:
+        step = checkpoints.best_step() if checkpoint == "best" else checkpoints.latest_step()
+        if step is None:
+            raise FileNotFoundError(
+                f"{directory} holds no {checkpoint} checkpoint; train until the first one is saved"
+                f"{' with a validation' if checkpoint == 'best' else ''}."
+            )
+        return Model(card, checkpoints.restore_variables(step, like), step)

@@ -46,7 +46,9 @@ class Checkpoints:
             **{VARIABLES: ocp.args.StandardSave(state.variables)},
             training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
         )
-        self._manager.save(step, args=items, metrics=metrics if metrics and metrics["mean_iou"] is not None else None)
+        known = metrics if metrics and metrics["mean_iou"] is not None else None
+        if not self._manager.save(step, args=items, metrics=known):
+            raise ValueError(f"There is a checkpoint of step {step} already.")
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, if there is one."""
@@ -88,6 +90,6 @@ def load_variables(directory: Path, like: Any) -> Any:
 
 
 def save_variables(directory: Path, variables: Any) -> None:
-    """Write parameters and statistics as a plain Orbax checkpoint; an older one there is replaced."""
+    """Write parameters and statistics as a plain Orbax checkpoint."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory.absolute(), variables, force=True)
+        checkpointer.save(directory.absolute(), variables)

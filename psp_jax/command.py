@@ -2,18 +2,38 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).parent)
 
 
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
     """Run `main`; an error that a user can mend becomes one line, anything else keeps its traceback.
 
-    With PSP_JAX_DEBUG=1 every error keeps its traceback.
+    Mendable are failures of the system (files, network, memory of the disk), a run that diverged, and whatever this
+    package itself raises as ValueError. With PSP_JAX_DEBUG=1 these keep their traceback too. Ctrl-C gives code 130.
+
+    Args:
+      main: the command.
+      leave: ends the process with an exit code.
     """
     try:
         main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("PSP_JAX_DEBUG"):
-            raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        leave(130)
+    except Exception as error:
+        if os.environ.get("PSP_JAX_DEBUG") or not _mendable(error):
+            traceback.print_exc()
+        else:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        leave(1)
+
+
+def _mendable(error: Exception) -> bool:
+    if isinstance(error, OSError | FloatingPointError):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, ValueError) and frame.f_code.co_filename.startswith(PACKAGE)

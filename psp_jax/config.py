@@ -57,8 +57,8 @@ def defaults() -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "steps": 0,  # optimizer steps; 0 takes as many as `epochs` make
-            "epochs": 0.0,  # passes over the training split; incomplete last batches are dropped
+            "steps": 0,  # optimizer steps; where 0, `epochs` counts
+            "epochs": 0.0,  # of num_images // batch_size steps each
             "batch_size": 16,  # images of the whole mesh, whatever its size
             "crop_size": (473, 473),  # (height, width), or (side,)
             "aux_weight": 0.4,
@@ -86,7 +86,6 @@ def defaults() -> ConfigDict:
     )
     config.checkpoint = ConfigDict({"every_steps": 1000, "keep_latest": 2, "keep_best": 1})
     config.mesh = ConfigDict({"data": -1, "spatial": 1})
-    config.init = ConfigDict({"source": "random"})
     config.log = ConfigDict({"tensorboard": True, "images": 4})
     return config
 
@@ -97,10 +96,11 @@ _FREE_ON_RESUME = (
     "data.prepared_dir",
     "data.archive",
     "data.num_workers",
+    "data.classes",
+    "data.eval_split",
+    "model.remat",
     "train.log_every_steps",
-    "eval.every_steps",
-    "eval.batch_size",
-    "eval.checkpoint",
+    "eval.",
     "checkpoint.",
     "mesh.",
     "log.",
@@ -116,13 +116,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def check(config: ConfigDict) -> None:
-    """Raise ValueError, in a sentence with the remedy, where `config` makes no run; needs neither data nor devices."""
-    _check_fields(config)
-    _check_values(config)
-
-
-def _check_fields(config: ConfigDict) -> None:
+def check_fields(config: ConfigDict) -> None:
     known, given = dict(flatten(defaults())), dict(flatten(config))
     for field in given:
         if field not in known:
@@ -172,16 +166,31 @@ def _check_size(size: tuple[int, int], field: str, model: Mapping[str, Any]) -> 
         )
 
 
-def _check_values(config: ConfigDict) -> None:
+def check_values(config: ConfigDict) -> None:
+    """Raise ValueError, naming the field and the remedy, where a value makes no run; the model is checked elsewhere."""
     values = dict(flatten(config))
     batches = ("train.batch_size", "eval.batch_size")
     for field in (*batches, "train.log_every_steps", "checkpoint.every_steps", "checkpoint.keep_latest"):
         if values[field] < 1:
             raise ValueError(f"{field}={values[field]} must be at least 1.")
-    not_negative = ("train.steps", "train.epochs", "eval.every_steps", "data.num_workers", "optimizer.warmup_steps")
-    for field in (*not_negative, "optimizer.base_lr", "optimizer.weight_decay", "train.aux_weight"):
+    not_negative: tuple[str, ...] = (
+        "train.steps",
+        "train.epochs",
+        "eval.every_steps",
+        "data.num_workers",
+        "optimizer.warmup_steps",
+    )
+    not_negative += ("checkpoint.keep_best", "log.images", "optimizer.base_lr", "optimizer.power")
+    for field in (*not_negative, "optimizer.weight_decay", "train.aux_weight"):
         if values[field] < 0:
             raise ValueError(f"{field}={values[field]} must not be negative.")
+    if config.train.batch_size < 2:
+        raise ValueError(f"train.batch_size={config.train.batch_size}: batch norm needs at least 2 images.")
+    for field in ("rotate_probability", "blur_probability", "flip_probability"):
+        if not 0 <= config.augment[field] <= 1:
+            raise ValueError(f"augment.{field}={config.augment[field]} must be a probability from 0 to 1.")
+    if not 0 <= config.optimizer.momentum < 1:
+        raise ValueError(f"optimizer.momentum={config.optimizer.momentum} must be at least 0 and below 1.")
     if not config.train.steps and not config.train.epochs:
         raise ValueError("train.steps and train.epochs are both 0; set one of them.")
     if not 0 < config.augment.scale_min <= config.augment.scale_max:
@@ -189,8 +198,6 @@ def _check_values(config: ConfigDict) -> None:
             f"augment.scale_min={config.augment.scale_min} and augment.scale_max={config.augment.scale_max} must be "
             "positive and in order."
         )
-    if config.init.source != "random":
-        raise ValueError(f"init.source={config.init.source!r} is unknown; choose one of: random.")
     if config.eval.checkpoint not in ("latest", "best"):
         raise ValueError(f"eval.checkpoint={config.eval.checkpoint!r} is unknown; choose one of: latest, best.")
     _check_size(crop_size(config), "train.crop_size", config.model)
@@ -209,30 +216,36 @@ def eval_size(config: ConfigDict) -> tuple[int, int]:
 
 def check_mesh(config: ConfigDict, training: bool, data: int, spatial: int, processes: int) -> None:
     """Raise ValueError where batches or image rows do not divide over a mesh of (data, spatial) devices."""
-    batches, rows = {"eval.batch_size": config.eval.batch_size}, {"eval.size": eval_size(config)[0]}
+    if data % processes:
+        raise ValueError(
+            f"mesh.data={data} does not divide over {processes} processes: mesh.spatial={spatial} would split an image "
+            "between them; lower mesh.spatial."
+        )
+    fields = {"eval.batch_size": config.eval.batch_size}
     if training:
-        batches["train.batch_size"] = config.train.batch_size
-        rows["train.crop_size"] = crop_size(config)[0]
-    for field, size in batches.items():
-        if size % data or size % processes:
+        fields["train.batch_size"] = config.train.batch_size
+        rows = crop_size(config)[0]
+        if rows % spatial:
             raise ValueError(
-                f"{field}={size} does not divide over {data} devices of mesh.data and {processes} processes; choose a "
-                "multiple of both."
+                f"train.crop_size has {rows} rows, which mesh.spatial={spatial} does not divide; with "
+                "model.align_corners=False sizes are multiples of model.output_stride."
             )
-    for field, height in rows.items():
-        if height % spatial:
-            raise ValueError(f"{field}: {height} rows do not divide over mesh.spatial={spatial} devices.")
+    for field, size in fields.items():
+        if size % data:
+            raise ValueError(f"{field}={size} does not divide over {data} devices of mesh.data; choose a multiple.")
 
 
 def total_steps(config: ConfigDict, num_images: int) -> int:
     """Return the number of optimizer steps for a training split of `num_images`."""
-    per_epoch = num_images // config.train.batch_size
-    if config.train.epochs and not per_epoch:
+    if config.train.steps:
+        return config.train.steps
+    steps = round(config.train.epochs * (num_images // config.train.batch_size))
+    if not steps:
         raise ValueError(
-            f"train.batch_size={config.train.batch_size} is more than the {num_images} images of the training split; "
-            "lower it, or count train.steps instead of train.epochs."
+            f"train.epochs={config.train.epochs} of {num_images} images are less than one batch of "
+            f"train.batch_size={config.train.batch_size}; lower it, or count train.steps instead of train.epochs."
         )
-    return config.train.steps or round(config.train.epochs * per_epoch)
+    return steps
 
 
 def changed_fields(before: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

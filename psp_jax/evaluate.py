@@ -1,5 +1,6 @@
 """Evaluation of a finished run."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from psp_jax.validation import Validation
 def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, Any]:
     """Validate the run in `directory` on a split, write eval/metrics.json and predictions/, return the scores.
 
-    The network, its classes and its preprocessing are the run's own (model.json); `config` says which images, how
-    many at a time, and whether the latest or the best checkpoint.
+    The network, its classes and its normalisation are the run's own (model.json); `config` says which images, in which
+    canvas (eval.size), how many at a time, and whether the latest or the best checkpoint.
 
     Raises:
       FileNotFoundError: `directory` holds no trained model.
@@ -30,5 +31,8 @@ def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, A
             f"The split has the classes of {source.classes.name}, the run in {directory} those of "
             f"{model.card.classes.name}, with other names or another label mapping; give the run's own data set."
         )
-    validation = Validation(config, model.card, model.network, mesh, source, directory)
-    return validation.run(model.variables, model.step)
+    card = dataclasses.replace(model.card, size=configuration.eval_size(config))
+    scores = Validation(config, card, model.network, mesh, source, directory).run(model.variables, model.step)
+    if parallel.is_primary():
+        print(f"step {model.step}:", *(f"{k} {v:.4f}" for k, v in scores.items() if v is not None), sep="  ")
+    return scores

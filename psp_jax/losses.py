@@ -39,12 +39,13 @@ def segmentation_loss(
       label: integers [B, H, W].
 
     Returns:
-      The loss to minimise, and {"main_loss", "aux_loss"}, each a scalar over the whole batch.
+      The loss to minimise, and {"main_loss", "aux_loss"}, each a scalar over the whole batch; aux_loss is 0 without
+      "aux_logits".
     """
-    losses = {}
+    losses = {"aux_loss": jnp.zeros(())}
     for name, key in (("main_loss", "logits"), ("aux_loss", "aux_logits")):
         if key in outputs:
             # The class scores stay exact in float32; the default on TPU would round them to bfloat16.
             logits = resize(outputs[key], (label.shape[1], label.shape[2]), align_corners, lax.Precision.HIGHEST)
             losses[name] = cross_entropy(logits, label, ignore_label)
-    return losses["main_loss"] + aux_weight * losses.get("aux_loss", 0.0), losses
+    return losses["main_loss"] + aux_weight * losses["aux_loss"], losses

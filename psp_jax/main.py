@@ -20,6 +20,7 @@ from psp_jax.data.source import Source, open_source
 from psp_jax.evaluate import evaluate
 from psp_jax.models import check_model
 from psp_jax.train import train
+from psp_jax.workdir import ModelCard
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration, for example configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, pictures.")
@@ -69,15 +70,17 @@ def _sources(config: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
 
 def _run(_: list[str]) -> None:
     config = FrozenConfigDict(_CONFIG.value)
-    configuration.check(config)
+    configuration.check_fields(config)
     check_model(config.model)
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save otherwise
+    configuration.check_values(config)
+    logging.set_verbosity(logging.ERROR)  # Orbax tells every step of every save otherwise, and warns without a reason
     parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     directory = Path(str(_WORKDIR.value))
     if _MODE.value == "train":
         train_source, eval_source = _sources(config, (config.data.train_split, config.data.eval_split))
         train(config, directory, train_source, eval_source, override=_RESUME.value == "override")
     else:
+        ModelCard.read(directory)  # refuse a workdir without a model before any data is prepared
         (source,) = _sources(config, (config.data.eval_split,))
         evaluate(config, directory, source)
     if parallel.is_primary():
@@ -85,4 +88,4 @@ def _run(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: app.run(_run, flags_parser=_parse_flags))
+    run_command(lambda: app.run(_run, flags_parser=_parse_flags), leave=parallel.leave)

@@ -5,11 +5,12 @@ Data parallelism is the partitioner's work: arrays are global, the batch axis is
 """
 
 import os
+import sys
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax._src import distributed  # the barrier of the coordination service has no public name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Array = jax.Array
@@ -23,7 +24,13 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         Open MPI).
       num_processes: how many processes the run has.
       process_id: rank of this one, from 0.
+
+    Raises:
+      ValueError: a number of processes or a rank without a coordinator, or the other way round.
     """
+    explicit = coordinator not in (None, "auto")
+    if explicit != (num_processes is not None) or explicit != (process_id is not None):
+        raise ValueError("--coordinator=HOST:PORT, --num_processes and --process_id belong together; give all or none.")
     if coordinator is None:
         return
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
@@ -78,7 +85,11 @@ def constrain_maps(mesh: Mesh) -> Callable[[Array], Array]:
 
 def to_global(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, Array]:
     """Join each process's rows of a batch into global arrays, process 0's rows first."""
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    processes = jax.process_count()
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows, (processes * len(rows), *rows.shape[1:]))
+        for name, rows in batch.items()
+    }
 
 
 def is_primary() -> bool:
@@ -86,7 +97,20 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def wait_for_all(name: str) -> None:
-    """Block until every process has reached the point called `name`."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def wait_for_all(name: str, hours: float = 24.0) -> None:
+    """Block until every process has reached the point called `name`, each once in a run.
+
+    Asks the coordination service: a collective of the devices would give up long before a data set is prepared.
+    """
+    client = distributed.global_state.client
+    if client is not None:
+        client.wait_at_barrier(name, timeout_in_ms=int(hours * 3_600_000))
+
+
+def leave(code: int) -> None:
+    """End this process after an error; the others of the run end too, as soon as they notice."""
+    if distributed.global_state.client is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # an orderly exit would wait minutes for the others, who wait for this one
+    sys.exit(code)

@@ -19,31 +19,38 @@ from psp_jax.data.decode import decode_image
 from psp_jax.progress import track
 from psp_jax.visualize import overlay_with_legend
 
+OVERLAY = "_overlay"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
-def find_images(inputs: Sequence[Path]) -> dict[Path, Path]:
-    """Return {output stem: image file} for files and, recursively, folders.
+def find_images(inputs: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """Return {output stem: image file} for files and, recursively, folders; what is in `output` is left out.
 
     Raises:
       FileNotFoundError: an input does not exist, or there is no image at all.
       ValueError: two images would write the same output.
     """
     found: dict[Path, Path] = {}
-    for path, stem in _walk(inputs):
-        if stem in found:
-            raise ValueError(f"{found[stem]} and {path} would both write {stem}.png; label them in separate calls.")
+    written: dict[Path, Path] = {}
+    for path, stem in _walk(inputs, output):
+        for name in (stem, stem.with_name(f"{stem.name}{OVERLAY}")):
+            if name in written:
+                raise ValueError(
+                    f"{written[name]} and {path} would both write {name}.png; label them into different folders."
+                )
+            written[name] = path
         found[stem] = path
     if not found:
         raise FileNotFoundError(f"No image ({', '.join(SUFFIXES)}) in {', '.join(str(path) for path in inputs)}.")
     return found
 
 
-def _walk(inputs: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+def _walk(inputs: Sequence[Path], output: Path) -> Iterator[tuple[Path, Path]]:
     for given in inputs:
         if given.is_dir():
             for path in sorted(given.rglob("*")):
-                if path.suffix.lower() in SUFFIXES:
+                image = path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+                if image and output.resolve() not in path.resolve().parents:
                     yield path, path.relative_to(given).with_suffix("")
         elif given.exists():
             yield given, Path(given.stem)
@@ -57,7 +64,7 @@ def predict(model: api.Model, images: dict[Path, Path], output: Path) -> list[st
     with track(len(images), "predict") as advance:
         for stem, path in images.items():
             try:
-                image = decode_image(path.read_bytes(), str(path))
+                image = decode_image(path.read_bytes(), str(path), upright=True)
             except (ValueError, OSError) as error:
                 failures.append(str(error))
             else:
@@ -69,9 +76,9 @@ def predict(model: api.Model, images: dict[Path, Path], output: Path) -> list[st
 def _write(model: api.Model, image: np.ndarray, target: Path) -> None:
     labels = model.predict(image)
     target.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(model.card.classes.to_raw(labels)).save(target.with_name(target.name + ".png"))
+    Image.fromarray(model.card.classes.to_raw(labels)).save(target.with_name(f"{target.name}.png"))
     picture = overlay_with_legend(image, labels, model.class_names, model.palette)
-    Image.fromarray(picture).save(target.with_name(target.name + "_overlay.png"))
+    Image.fromarray(picture).save(target.with_name(f"{target.name}{OVERLAY}.png"))
 
 
 def main() -> None:
@@ -82,7 +89,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="directory to write into")
     parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
     args = parser.parse_args()
-    images = find_images(args.inputs)
+    images = find_images(args.inputs, args.output)
     failures = predict(api.load(args.workdir, args.checkpoint), images, args.output)
     print(f"labelled {len(images) - len(failures)} of {len(images)} images into {args.output}")
     if failures:

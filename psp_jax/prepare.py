@@ -8,32 +8,27 @@ What is prepared already is left alone. The exit code is 1 when something is wro
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
+from psp_jax.command import run_command
 from psp_jax.data.builders import BUILDERS
 from psp_jax.data.prepared import describe, ensure_prepared
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare what the flags say and return the exit code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prepare what the flags say; raises ValueError or OSError, with the remedy, where something is wrong."""
     flags = _parser().parse_args(argv)
     is_folder = flags.dataset == "image_folder"
-    try:
-        if is_folder != bool(flags.source):
-            raise ValueError("The data set image_folder needs --source FOLDER, and no other data set takes it.")
-        directory = ensure_prepared(
-            flags.dataset,
-            flags.source if is_folder else flags.data_dir,
-            prepared_dir=flags.data_dir,
-            classes=flags.classes,
-            archive=flags.archive,
-        )
-        print(describe(directory))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"prepare: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if is_folder != bool(flags.source):
+        raise ValueError("The data set image_folder needs --source FOLDER, and no other data set takes it.")
+    directory = ensure_prepared(
+        flags.dataset,
+        flags.source if is_folder else flags.data_dir,
+        prepared_dir=flags.data_dir,
+        classes=flags.classes,
+        archive=flags.archive,
+    )
+    print(describe(directory))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,4 +42,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -5,6 +5,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ from psp_jax.train_step import (
     make_train_step,
 )
 from psp_jax.validation import Validation
-from psp_jax.workdir import CHECKPOINTS, ModelCard, read_json, versions, write_json
+from psp_jax.workdir import CHECKPOINTS, ModelCard, check_owner, lock, versions, write_json
 
 
 class TrainingDiverged(FloatingPointError):
@@ -68,26 +69,32 @@ def train(
         std=IMAGENET_STD,
         size=configuration.eval_size(config),
     )
-    _claim(config, directory, card, override, {"steps": steps, "train_images": len(train_source)})
-
+    check_owner(directory, _plain(config), card.classes, len(train_source), override)
     model = build_model(card.model, card.classes.num_classes)
     schedule, optimizer = _optimizer(config, steps)
     step_fn = _step_function(config, card, model, optimizer, mesh)
     state = create_state(model, optimizer, config.seed, parallel.replicated(mesh))
-    checkpoints = Checkpoints(directory / CHECKPOINTS, config.checkpoint.keep_latest, config.checkpoint.keep_best)
-    latest = checkpoints.latest_step()
-    if latest is not None:
-        state = checkpoints.restore(latest, state)
-    start = int(state.step)
     primary = parallel.is_primary()
-    with Progress(directory, steps, start, primary=primary, tensorboard=config.log.tensorboard) as progress:
+    with contextlib.ExitStack() as stack:
+        if primary:
+            stack.enter_context(lock(directory))
+        parallel.wait_for_all("locked")
+        checkpoints = Checkpoints(directory / CHECKPOINTS, config.checkpoint.keep_latest, config.checkpoint.keep_best)
+        stack.callback(checkpoints.close)
+        latest = checkpoints.latest_step()
+        if latest is not None:
+            state = checkpoints.restore(latest, state)
+        start = int(state.step)
+        if primary:  # only now: a run that cannot go on keeps the record of what it was
+            card.write(directory)
+            write_json(directory / "config.json", _record(config, card, steps, len(train_source)))
+        progress = stack.enter_context(
+            Progress(directory, steps, start, primary=primary, tensorboard=config.log.tensorboard)
+        )
         progress.say(_opening(config, mesh, directory, start, steps, len(train_source), state))
         recorder = _Recorder(progress, schedule, config.train.log_every_steps, steps, train_source)
         validation = Validation(config, card, model, mesh, eval_source, directory, progress)
-        try:
-            return _loop(config, mesh, train_source, state, (start, steps), step_fn, recorder, validation, checkpoints)
-        finally:
-            checkpoints.close()
+        return _loop(config, mesh, train_source, state, (start, steps), step_fn, recorder, validation, checkpoints)
 
 
 def _optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
@@ -152,6 +159,8 @@ def _loop(
                 batch = next(batches)
             index = batch.pop("index")
             state, metrics = step_fn(state, parallel.to_global(batch, sharding))
+            if done == start + 1:
+                recorder.throughput.take()  # this call compiled; images per second count from here
             # The metrics of the step before are there by now: reading them does not stall the device.
             recorder.settle()
             recorder.push(done, metrics, index)
@@ -215,34 +224,15 @@ class _Recorder:
         self._progress.image(step, f"validation/{name}", picture)
 
 
-def _claim(config: ConfigDict, directory: Path, card: ModelCard, override: bool, resolved: dict[str, int]) -> None:
-    """Write config.json and model.json, or refuse a workdir that belongs to a different run.
-
-    A run that ended before its first checkpoint has nothing to protect: its directory is taken over.
-    """
-    path = directory / "config.json"
-    plain = json.loads(config.to_json())
-    begun = directory / CHECKPOINTS
-    if path.exists() and begun.exists() and any(begun.iterdir()):
-        former = read_json(path)
-        changed = configuration.changed_fields(former["config"], plain)
-        if former["classes_digest"] != card.classes.digest():
-            changed.append("the class names or the mapping of label values")
-        if former["resolved"]["train_images"] != resolved["train_images"]:
-            changed.append(f"training images: {former['resolved']['train_images']} -> {resolved['train_images']}")
-        if changed and not override:
-            raise ValueError(
-                f"{directory} belongs to a run with another configuration ({'; '.join(changed)}); choose a new "
-                "--workdir, or give --resume=override to go on from its last checkpoint with these changes."
-            )
-    elif not path.exists() and directory.exists() and any(directory.iterdir()):
-        raise ValueError(f"{directory} is not empty and holds no run (no config.json); choose a new --workdir.")
-    record = {
-        "config": plain,
-        "resolved": resolved
-        | {
+def _record(config: ConfigDict, card: ModelCard, steps: int, images: int) -> dict[str, Any]:
+    """Return what config.json tells of a run."""
+    return {
+        "config": _plain(config),
+        "resolved": {
+            "steps": steps,
+            "train_images": images,
             "batch_size": config.train.batch_size,
-            "epochs": resolved["steps"] * config.train.batch_size / resolved["train_images"],
+            "epochs": steps * config.train.batch_size / images,
             "backbone_lr": config.optimizer.base_lr,
             "head_lr": config.optimizer.base_lr * config.optimizer.head_lr_multiplier,
             "devices": jax.device_count(),
@@ -252,10 +242,11 @@ def _claim(config: ConfigDict, directory: Path, card: ModelCard, override: bool,
         "classes_digest": card.classes.digest(),
         "versions": versions(),
     }
-    parallel.wait_for_all("claim")  # nobody writes before everybody has looked
-    if parallel.is_primary():
-        card.write(directory)
-        write_json(path, record)
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(config.to_json())
+    return plain
 
 
 def _opening(

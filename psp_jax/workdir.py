@@ -1,16 +1,20 @@
 """What a run's directory holds: config.json (what ran), model.json (what the network is), checkpoints, results."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from psp_jax.classes import ClassTable
+from psp_jax.config import changed_fields
 
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 PACKAGES = ("psp-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -52,6 +56,8 @@ class ModelCard:
                 f"{directory} holds no model.json; give the workdir of a training run or the output of psp_jax.export."
             )
         record = read_json(path)
+        if record.get("format") != 1:
+            raise ValueError(f"{path} has the format {record.get('format')!r}, this version of psp_jax reads format 1.")
         return cls(
             model=record["model"],
             classes=ClassTable.from_dict(record["classes"]),
@@ -59,6 +65,59 @@ class ModelCard:
             std=tuple(record["std"]),
             size=(record["size"][0], record["size"][1]),
         )
+
+
+def check_owner(
+    directory: Path, config: Mapping[str, Any], classes: ClassTable, train_images: int, override: bool
+) -> None:
+    """Raise ValueError where `directory` is something else than a workdir of the run that `config` describes.
+
+    Args:
+      directory: the workdir; may be missing.
+      config: the configuration as plain values.
+      classes: of the training split.
+      train_images: how many there are.
+      override: accept changed fields, except those of the network and the classes: its parameters could not be read.
+    """
+    path = directory / "config.json"
+    if not path.exists():
+        if directory.exists() and any(file.name != LOCK for file in directory.iterdir()):
+            raise ValueError(f"{directory} is not empty and holds no run (no config.json); choose a new --workdir.")
+        return
+    former = read_json(path)
+    if not isinstance(former, dict) or not {"config", "resolved", "classes_digest"} <= set(former):
+        raise ValueError(f"{path} is not of a run of psp_jax; choose a new --workdir.")
+    if not any((directory / CHECKPOINTS).glob("*")):
+        return  # ended before its first checkpoint: nothing to protect
+    changed = changed_fields(former["config"], config)
+    fixed = [field for field in changed if field.startswith("model.")]
+    if former["classes_digest"] != classes.digest():
+        fixed.append("the class names or the mapping of label values")
+    if former["resolved"]["train_images"] != train_images:
+        changed.append(f"training images: {former['resolved']['train_images']} -> {train_images}")
+    if fixed:
+        raise ValueError(f"{directory} holds another network ({'; '.join(fixed)}); choose a new --workdir.")
+    if changed and not override:
+        raise ValueError(
+            f"{directory} belongs to a run with another configuration ({'; '.join(changed)}); choose a new --workdir, "
+            "or give --resume=override to go on from its last checkpoint with these changes."
+        )
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Hold `directory` for this process; the system lets go of it when the process dies, however it dies.
+
+    Raises:
+      ValueError: another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"Another process is training in {directory}; wait for it, or end it.") from None
+        yield
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

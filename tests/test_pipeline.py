@@ -175,7 +175,7 @@ def test_a_broken_record_is_named_after_the_batches_before_it(workers):
 
 def test_the_death_of_a_worker_is_reported():
     batches = pipeline.train_batches(MemorySource(deadly=3), crop_size=(33, 33), batch_size=4, seed=0, num_workers=2)
-    with contextlib.closing(batches), pytest.raises(RuntimeError, match="killed by SIGKILL"):
+    with contextlib.closing(batches), pytest.raises(ChildProcessError, match="killed by SIGKILL"):
         for _ in range(10):
             next(batches)
 

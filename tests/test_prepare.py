@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -46,7 +45,7 @@ def files(directory: Path) -> dict[str, int]:
 
 def test_ade20k_twice(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--dataset", "ade20k", "--data_dir", str(tmp_path / "data"), "--archive", str(archive)]
-    assert prepare.main(flags) == 0
+    prepare.main(flags)
     first = capsys.readouterr().out.splitlines()
     assert first[0].startswith("Preparing ade20k in")
     assert (
@@ -54,24 +53,24 @@ def test_ade20k_twice(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixtu
     )
     written = files(tmp_path / "data")
     archive.unlink()  # a prepared data set does not need it any more
-    assert prepare.main(flags) == 0
+    prepare.main(flags)
     assert capsys.readouterr().out.splitlines() == first[1:]
     assert files(tmp_path / "data") == written
 
 
 def test_context_scenes_by_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psp_jax.data.builders.context_scenes.COUNTS", {"train": 7, "validation": 2})
-    assert prepare.main(["--dataset", "context_scenes", "--data_dir", str(tmp_path)]) == 0
+    prepare.main(["--dataset", "context_scenes", "--data_dir", str(tmp_path)])
     source = open_source("context_scenes", tmp_path, "train")
     assert (len(source), source[0]["image"].shape, source.classes.name) == (7, (128, 128, 3), "context_scenes")
 
 
-def test_image_folder_by_command(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_image_folder_by_command(tmp_path: Path, photos: Path) -> None:
     (photos / "classes.json").rename(tmp_path / "table.json")
     flags = ["--dataset", "image_folder", "--source", str(photos), "--data_dir", str(tmp_path / "data")]
-    assert prepare.main(flags) == 1
-    assert "classes.json; write one such as" in capsys.readouterr().err
-    assert prepare.main([*flags, "--classes", str(tmp_path / "table.json")]) == 0
+    with pytest.raises(FileNotFoundError, match=r"classes\.json; write one such as"):
+        prepare.main(flags)
+    prepare.main([*flags, "--classes", str(tmp_path / "table.json")])
     places = {"prepared_dir": tmp_path / "data", "classes": tmp_path / "table.json"}
     assert len(open_source("image_folder", photos, "val", **places)) == 3
 
@@ -177,11 +176,9 @@ def test_of_two_processes_one_prepares(tmp_path: Path, photos: Path) -> None:
         ),
     ],
 )
-def test_wrong_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], problem: str) -> None:
-    assert prepare.main([*flags, "--data_dir", str(tmp_path / "data")]) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith("prepare: ")
-    assert re.search(problem, error)
+def test_wrong_flags(tmp_path: Path, flags: list[str], problem: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=problem):
+        prepare.main([*flags, "--data_dir", str(tmp_path / "data")])
 
 
 def test_no_place_to_write(tmp_path: Path, archive: Path) -> None:

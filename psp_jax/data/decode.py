@@ -1,6 +1,6 @@
 """Decoding of image and annotation files, the same when a data set is checked and when it is read.
 
-EXIF orientation is ignored on purpose: an annotation belongs to the stored pixels.
+EXIF orientation is ignored for pairs on purpose: an annotation belongs to the stored pixels.
 """
 
 import io
@@ -14,13 +14,15 @@ PNG_GREY, PNG_PALETTE = 0, 3
 EXIF_ORIENTATION = 0x0112
 
 
-def decode_image(data: bytes, where: str) -> np.ndarray:
+def decode_image(data: bytes, where: str, upright: bool = False) -> np.ndarray:
     """Return u8[H, W, 3] RGB of an encoded image; grey-scale becomes three equal channels.
+
+    `upright` turns a photo by its EXIF orientation, as viewers do; only where no annotation belongs to it.
 
     Raises:
       ValueError: not an image; the sentence names `where`.
     """
-    image = _imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    image = _imdecode(data, cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION))
     if image is None:
         raise ValueError(f"{where} is not a readable image ({len(data)} bytes); replace the file or remove the pair.")
     return image

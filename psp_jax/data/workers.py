@@ -51,7 +51,7 @@ class WorkerPool:
     """Iterates over batches[start:stop], computed by `num_workers` processes, in order.
 
     An exception in a worker comes out of `next` as ValueError with its message (the worker's traceback is a note), the
-    death of a worker as RuntimeError; both close the pool. `close` ends the workers at once; also a context manager.
+    death of a worker as ChildProcessError; both close the pool. `close` ends the workers at once; a context manager.
     """
 
     def __init__(self, batches: Batches, start: int, stop: int, num_workers: int) -> None:
@@ -121,10 +121,10 @@ class _Worker:
         error.add_note(f"In the data worker:\n{header.traceback}")
         raise error
 
-    def _death(self) -> RuntimeError:
+    def _death(self) -> ChildProcessError:
         code = self.process.wait()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return RuntimeError(
+        return ChildProcessError(
             f"Data worker process {self.process.pid} {how}; see the messages above, or if there are none and the"
             " machine is short of memory, lower data.num_workers."
         )

@@ -101,7 +101,12 @@ class Classifier(nn.Module):
             bound = fan_in**-0.5
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        kernel_init = torch_default_init
         return nn.Conv(
-            self.num_classes, (1, 1), kernel_init=kernel_init, bias_init=bias_init, dtype=jnp.float32, name="conv"
+            self.num_classes,
+            (1, 1),
+            kernel_init=torch_default_init,
+            bias_init=bias_init,
+            dtype=jnp.float32,
+            precision=lax.Precision.HIGHEST,  # the default on TPU would round to bfloat16
+            name="conv",
         )(x)

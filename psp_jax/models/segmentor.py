@@ -55,6 +55,9 @@ def check_model(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"model.{field}={settings[field]!r} is unknown; choose one of: {listed}.")
     if settings["width"] < 2 or settings["width"] % 2:
         raise ValueError(f"model.width={settings['width']} must be a positive even number of channels.")
+    for field in ("head_channels", "aux_channels"):
+        if settings[field] < 1:
+            raise ValueError(f"model.{field}={settings[field]} must be at least 1.")
     if not 0 <= settings["dropout"] < 1:
         raise ValueError(f"model.dropout={settings['dropout']} must be at least 0 and below 1.")
     if not settings["bins"] or min(settings["bins"]) < 1:
