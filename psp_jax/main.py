@@ -38,6 +38,13 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Rank of this process, wi
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    # Without this a missing file is told in five lines, and only when the configuration is first looked at.
+    for name, following in zip(argv, [*argv[1:], ""], strict=True):
+        file = following if name == "--config" else name.removeprefix("--config=")
+        if file != name and not Path(file.partition(":")[0]).is_file():
+            raise FileNotFoundError(
+                f"There is no configuration file {file.partition(':')[0]}; the repository's are in configs/."
+            )
     try:
         rest = flags.FLAGS(argv)
         missing = [f"--{name}" for name in ("config", "workdir") if not flags.FLAGS[name].value]
@@ -54,7 +61,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
             raise
         raise ValueError(configuration.unknown_field(unknown[0])) from error
     except (flags.Error, OSError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        # An error in a configuration file comes with its traceback inside; its last line is the message.
+        lines = str(error).strip().splitlines()
+        inside = "Traceback" in str(error)
+        raise ValueError(lines[-1].partition(": ")[2] if inside else " ".join(lines)) from error
 
 
 def _sources(config: ConfigDict, splits: tuple[str, ...]) -> list[Source]:

@@ -270,6 +270,8 @@ def test_rows_split_over_devices(finished_run: Run, tmp_path: Path) -> None:
         (["--config.data.train_split=training"], "training"),
         (["--mode=evaluate"], "holds no model.json"),
         (["stray"], "Unexpected argument stray"),
+        (["--config=configs/nope.py"], "There is no configuration file configs/nope.py"),
+        (["--config=configs/ade20k.py:resnet99"], "has no variant 'resnet99'; choose one of: resnet50, resnet101"),
         (["--config.model.output_stride=0"], "model.output_stride=0 is unknown; choose one of: 8, 16, 32"),
         (["--config.optimizer.momentum=3.0"], "optimizer.momentum=3.0"),
         (["--config.log.images=-1"], "log.images=-1 must not be negative"),
