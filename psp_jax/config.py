@@ -106,6 +106,27 @@ _FREE_ON_RESUME = (
     "log.",
 )
 
+# The smallest value of a field. Batch norm takes the variance over the images of a batch: one has none at the 1x1 bin.
+_LEAST = {
+    "data.num_workers": 0,
+    "train.steps": 0,
+    "train.epochs": 0,
+    "train.batch_size": 2,
+    "train.aux_weight": 0,
+    "train.log_every_steps": 1,
+    "optimizer.base_lr": 0,
+    "optimizer.power": 0,
+    "optimizer.momentum": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.warmup_steps": 0,
+    "eval.every_steps": 0,
+    "eval.batch_size": 1,
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep_latest": 1,
+    "checkpoint.keep_best": 0,
+    "log.images": 0,
+}
+
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield ("train.steps", value) for every field."""
@@ -117,6 +138,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def check_fields(config: ConfigDict) -> None:
+    """Raise ValueError where `config` has a field that `defaults()` has not, or lacks one."""
     known, given = dict(flatten(defaults())), dict(flatten(config))
     for field in given:
         if field not in known:
@@ -169,35 +191,13 @@ def _check_size(size: tuple[int, int], field: str, model: Mapping[str, Any]) -> 
 def check_values(config: ConfigDict) -> None:
     """Raise ValueError, naming the field and the remedy, where a value makes no run; the model is checked elsewhere."""
     values = dict(flatten(config))
-    batches = ("train.batch_size", "eval.batch_size")
-    for field in (*batches, "train.log_every_steps", "checkpoint.every_steps", "checkpoint.keep_latest"):
-        if values[field] < 1:
-            raise ValueError(f"{field}={values[field]} must be at least 1.")
-    not_negative: tuple[str, ...] = (
-        "train.steps",
-        "train.epochs",
-        "eval.every_steps",
-        "data.num_workers",
-        "optimizer.warmup_steps",
-    )
-    not_negative += ("checkpoint.keep_best", "log.images", "optimizer.base_lr", "optimizer.power")
-    for field in (*not_negative, "optimizer.weight_decay", "train.aux_weight"):
-        if values[field] < 0:
-            raise ValueError(f"{field}={values[field]} must not be negative.")
-    if config.train.batch_size < 2:
-        raise ValueError(f"train.batch_size={config.train.batch_size}: batch norm needs at least 2 images.")
-    for field in ("rotate_probability", "blur_probability", "flip_probability"):
-        if not 0 <= config.augment[field] <= 1:
-            raise ValueError(f"augment.{field}={config.augment[field]} must be a probability from 0 to 1.")
-    if not 0 <= config.optimizer.momentum < 1:
-        raise ValueError(f"optimizer.momentum={config.optimizer.momentum} must be at least 0 and below 1.")
+    for field, least in _LEAST.items():
+        if values[field] < least:
+            raise ValueError(f"{field}={values[field]} must be at least {least}.")
+    if config.optimizer.momentum >= 1:
+        raise ValueError(f"optimizer.momentum={config.optimizer.momentum} must be below 1.")
     if not config.train.steps and not config.train.epochs:
         raise ValueError("train.steps and train.epochs are both 0; set one of them.")
-    if not 0 < config.augment.scale_min <= config.augment.scale_max:
-        raise ValueError(
-            f"augment.scale_min={config.augment.scale_min} and augment.scale_max={config.augment.scale_max} must be "
-            "positive and in order."
-        )
     if config.eval.checkpoint not in ("latest", "best"):
         raise ValueError(f"eval.checkpoint={config.eval.checkpoint!r} is unknown; choose one of: latest, best.")
     _check_size(crop_size(config), "train.crop_size", config.model)

@@ -17,6 +17,7 @@ from psp_jax import parallel
 from psp_jax.command import run_command
 from psp_jax.data.prepared import describe, ensure_prepared
 from psp_jax.data.source import Source, open_source
+from psp_jax.data.transforms import AugmentSettings
 from psp_jax.evaluate import evaluate
 from psp_jax.models import check_model
 from psp_jax.train import train
@@ -82,6 +83,7 @@ def _run(_: list[str]) -> None:
     config = FrozenConfigDict(_CONFIG.value)
     configuration.check_fields(config)
     check_model(config.model)
+    AugmentSettings(**config.augment)  # checks itself
     configuration.check_values(config)
     logging.set_verbosity(logging.ERROR)  # Orbax tells every step of every save otherwise, and warns without a reason
     parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
