@@ -32,24 +32,34 @@ def confusion_matrix(label: Array, prediction: Array, num_classes: int) -> Array
 
 
 def summarize(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Return mean IoU, accuracies and IoU per class from counts [C, C], row = label, column = prediction.
+    """Return scores from counts [C, C], row = label, column = prediction.
 
-    A class that occurs neither in labels nor in predictions has no IoU: it is reported as None and left out of the
-    mean. mean_accuracy averages over the classes that occur in the labels. All fractions of 1; None where nothing
-    was counted. (hszhao/semseg counts an absent class as 0: `mean_iou_absent_as_zero` is that figure.)
+    A further column counts pixels predicted as void: errors of their label's class. A class that occurs neither in
+    labels nor in predictions has no IoU: it is None and left out of the mean (hszhao/semseg counts it as 0, which is
+    mean_iou_absent_as_zero). mean_accuracy averages over the classes that occur in the labels; frequency_weighted_iou
+    weighs each class by its labelled pixels; ade20k_score is the challenge's mean of mean_iou and pixel_accuracy. All
+    are fractions of 1, and None where nothing was counted.
     """
     counts = np.asarray(confusion, np.int64)
-    hits, labelled, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
-    union = labelled + predicted - hits
-    iou = [float(h / u) if u else None for h, u in zip(hits, union, strict=True)]
+    hits, labelled, predicted = np.diag(counts), counts.sum(1), counts[:, : len(names)].sum(0)
+    union, total = labelled + predicted - hits, int(counts.sum())
+
+    def ratio(part: float, whole: float) -> float | None:
+        return float(part / whole) if whole else None
+
+    iou = [ratio(h, u) for h, u in zip(hits, union, strict=True)]
     present = [value for value in iou if value is not None]
     accuracy = [float(h / n) for h, n in zip(hits, labelled, strict=True) if n]
-    total = int(counts.sum())
+    weighted = sum(float(n) * (value or 0.0) for n, value in zip(labelled, iou, strict=True))
+    mean_iou, pixel_accuracy = ratio(sum(present), len(present)), ratio(hits.sum(), total)
     return {
-        "mean_iou": float(np.mean(present)) if present else None,
-        "mean_iou_absent_as_zero": float(sum(present) / len(names)) if total else None,
-        "pixel_accuracy": float(hits.sum() / total) if total else None,
-        "mean_accuracy": float(np.mean(accuracy)) if accuracy else None,
+        "mean_iou": mean_iou,
+        "mean_iou_absent_as_zero": ratio(sum(present), len(names)) if total else None,
+        "pixel_accuracy": pixel_accuracy,
+        "mean_accuracy": ratio(sum(accuracy), len(accuracy)),
+        "frequency_weighted_iou": ratio(weighted, total),
+        "ade20k_score": None if mean_iou is None or pixel_accuracy is None else (mean_iou + pixel_accuracy) / 2,
         "per_class_iou": dict(zip(names, iou, strict=True)),
+        "per_class_pixel_share": {name: ratio(n, total) for name, n in zip(names, labelled, strict=True)},
         "pixels": total,
     }

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "psp_jax"
 # From the top to the bottom: a module imports only from the rows below its own. A folder is one entry and may import
 # within itself; nothing else imports from its own row.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("main", "prepare", "predict", "export"),  # commands
+    ("main", "prepare", "predict", "export", "score"),  # commands
     ("train", "evaluate"),  # loops
     ("api", "validation"),  # assembled pieces; these two are made of the next, which know the TrainState of the last
     ("inference", "checkpoint"),

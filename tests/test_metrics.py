@@ -40,6 +40,8 @@ def test_scores_by_hand() -> None:
     assert scores["pixel_accuracy"] == pytest.approx(9 / 13)
     assert scores["mean_accuracy"] == pytest.approx((6 / 9 + 3 / 4) / 2)
     assert scores["pixels"] == 13
+    assert scores["frequency_weighted_iou"] == pytest.approx((9 * 0.6 + 4 * 0.5) / 13)
+    assert scores["per_class_pixel_share"] == {"a": 9 / 13, "b": 4 / 13, "c": 0.0, "d": 0.0}
 
 
 def test_nothing_labelled_has_no_score() -> None:
