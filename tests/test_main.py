@@ -142,47 +142,6 @@ def test_finished_run_started_again_has_nothing_to_do(finished_run: Run) -> None
     assert (finished_run.workdir / "metrics.jsonl").read_text() == before
 
 
-def test_export_predict_and_api_agree(finished_run: Run, tmp_path: Path) -> None:
-    done = run_module("psp_jax.export", "--workdir", finished_run.workdir, "--output", tmp_path / "exported")
-    assert done.returncode == 0, done.stderr
-    model, exported = psp_jax.load(finished_run.workdir), psp_jax.load(tmp_path / "exported")
-    assert_identical(model.variables, exported.variables)
-    assert exported.class_names == ("red", "green", "blue")
-    assert exported.palette.shape == (3, 3)
-    assert exported.step == 12
-
-    folder = tmp_path / "images" / "deep"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    images = {name: rng.integers(0, 256, (h, w, 3)).astype(np.uint8) for name, h, w in [("a", 50, 70), ("b", 31, 9)]}
-    for name, image in images.items():
-        Image.fromarray(image).save(folder / f"{name}.png")
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8 not an image")
-    flags = ("--workdir", tmp_path / "exported", "--output", tmp_path / "out")
-    done = run_module("psp_jax.predict", *flags, folder.parent)
-    assert done.returncode == 1
-    assert "broken.jpg" in done.stderr
-    assert done.stderr.count("\n") == 1
-    for name, image in images.items():
-        labels = np.asarray(Image.open(tmp_path / "out" / "deep" / f"{name}.png"))
-        np.testing.assert_array_equal(labels, model.predict(image))
-        assert (tmp_path / "out" / "deep" / f"{name}_overlay.png").exists()
-
-
-def test_logits_are_what_predict_decides_by(finished_run: Run) -> None:
-    model = psp_jax.load(finished_run.workdir)
-    image = np.random.default_rng(1).integers(0, 256, (41, 41, 3)).astype(np.uint8)  # the canvas itself: no resize
-    logits = np.asarray(model.logits(model.normalize(image)[None]))
-    assert logits.shape == (1, 41, 41, 3)
-    top = np.sort(logits[0], axis=-1)
-    clear = top[..., -1] - top[..., -2] > 1e-4
-    np.testing.assert_array_equal(model.predict(image)[clear], logits[0].argmax(-1)[clear])
-    with pytest.raises(ValueError, match=r"takes images \[N, H, W, 3\]"):
-        model.logits(image)
-    with pytest.raises(ValueError, match="takes a u8 image"):
-        model.predict(image.astype(np.float32))
-
-
 def test_another_configuration_is_refused_and_nothing_is_touched(finished_run: Run) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished_run.workdir.rglob("*")}
     done = finished_run.start(finished_run.workdir, "--config.optimizer.base_lr=0.5")
