@@ -1,0 +1,146 @@
+"""Time 3x3 convolutions with dilation 1, 2 and 4 at the network's sizes: forward, input and weight gradient.
+
+    python benchmarks/convolutions.py --output benchmarks/results/convolutions_h200.json
+
+Three lowerings of the same convolution are compared: XLA's own, nine shifted matrix products, and the undilated
+convolution on the d x d interleaved subgrids of the map. Each is first checked against the first.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from psp_jax.workdir import versions, write_json
+
+Array = jax.Array
+
+# (name, side at crop 473, channels in, channels out, dilation); the same layer at dilation 1 is the yardstick.
+LAYERS = (
+    ("layer1", 119, 64, 64, 1),
+    ("layer2", 60, 128, 128, 1),
+    ("layer3", 60, 256, 256, 1),
+    ("layer3", 60, 256, 256, 2),
+    ("layer4", 60, 512, 512, 1),
+    ("layer4", 60, 512, 512, 4),
+    ("fuse", 60, 4096, 512, 1),
+)
+
+
+def native(x: Array, kernel: Array, dilation: int) -> Array:
+    """Convolve [B, H, W, C] with [3, 3, C, D], stride 1, padding = dilation."""
+    pad = (dilation, dilation)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), (pad, pad), rhs_dilation=(dilation, dilation), dimension_numbers=numbers
+    )
+
+
+def shifted(x: Array, kernel: Array, dilation: int) -> Array:
+    """As `native`: the sum of nine matrix products, one for each tap."""
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (dilation, dilation), (dilation, dilation), (0, 0)))
+    taps = [
+        jnp.einsum(
+            "bhwc,cd->bhwd",
+            padded[:, i * dilation : i * dilation + height, j * dilation : j * dilation + width],
+            kernel[i, j],
+            preferred_element_type=jnp.float32,
+        )
+        for i in range(3)
+        for j in range(3)
+    ]
+    return sum(taps[1:], taps[0]).astype(x.dtype)
+
+
+def phases(x: Array, kernel: Array, dilation: int) -> Array:
+    """As `native`: each of the dilation^2 subgrids is convolved without dilation."""
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // dilation), -(-width // dilation)
+    x = jnp.pad(x, ((0, 0), (0, rows * dilation - height), (0, columns * dilation - width), (0, 0)))
+    x = x.reshape(batch, rows, dilation, columns, dilation, channels).transpose(0, 2, 4, 1, 3, 5)
+    y = native(x.reshape(-1, rows, columns, channels), kernel, 1)
+    y = y.reshape(batch, dilation, dilation, rows, columns, -1).transpose(0, 3, 1, 4, 2, 5)
+    return y.reshape(batch, rows * dilation, columns * dilation, -1)[:, :height, :width]
+
+
+LOWERINGS = {"native": native, "shifted": shifted, "phases": phases}
+
+
+def seconds(function: Callable[..., Array], *arguments: Array, repeats: int) -> float:
+    """Median time of a call, of `repeats` timed rounds of five calls each, after a warm-up."""
+    jax.block_until_ready(function(*arguments))
+    rounds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        results = [function(*arguments) for _ in range(5)]
+        jax.block_until_ready(results)
+        rounds.append((time.perf_counter() - begin) / 5)
+    return statistics.median(rounds)
+
+
+def measure(layer: tuple[str, int, int, int, int], batch: int, dtype: Any, repeats: int) -> list[dict[str, Any]]:
+    """Time every lowering of one layer; relative errors are against `native`."""
+    name, side, channels, features, dilation = layer
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (batch, side, side, channels), dtype)
+    kernel = jax.random.normal(keys[1], (3, 3, channels, features), dtype) / (3 * channels**0.5)
+    gradient = jax.random.normal(keys[2], (batch, side, side, features), dtype)
+    flops = 2 * 9 * batch * side * side * channels * features
+    rows, reference = [], {}
+    for lowering, convolve in LOWERINGS.items():
+        if lowering == "phases" and dilation == 1:
+            continue  # the same program as native
+
+        def forward(x: Array, kernel: Array, convolve: Any = convolve) -> Array:
+            return convolve(x, kernel, dilation)
+
+        passes: dict[str, Any] = {
+            "forward": jax.jit(lambda x, kernel, g, f=forward: f(x, kernel)),
+            "input_gradient": jax.jit(lambda x, kernel, g, f=forward: jax.vjp(lambda x: f(x, kernel), x)[1](g)[0]),
+            "weight_gradient": jax.jit(lambda x, kernel, g, f=forward: jax.vjp(lambda k: f(x, k), kernel)[1](g)[0]),
+        }
+        for what, function in passes.items():
+            value = function(x, kernel, gradient).astype(jnp.float32)
+            reference.setdefault(what, value)
+            time_s = seconds(function, x, kernel, gradient, repeats=repeats)
+            row = {"layer": name, "side": side, "channels": [channels, features], "dilation": dilation}
+            row |= {"pass": what, "lowering": lowering, "milliseconds": 1e3 * time_s, "tflops": flops / time_s / 1e12}
+            row["error"] = float(jnp.linalg.norm(value - reference[what]) / jnp.linalg.norm(reference[what]))
+            print(
+                f"{name:7} d={dilation} {what:16} {lowering:8} {1e3 * time_s:9.3f} ms {row['tflops']:8.2f} TFLOP/s  "
+                f"error {row['error']:.1e}",
+                flush=True,
+            )
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Parse the flags, measure, record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layers", nargs="*", help="names of layers; all by default")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    layers = [layer for layer in LAYERS if not args.layers or layer[0] in args.layers]
+    rows = [row for layer in layers for row in measure(layer, args.batch, jnp.dtype(args.dtype), args.repeats)]
+    record = {"device": jax.devices()[0].device_kind, "date": time.strftime("%Y-%m-%d"), "versions": versions()}
+    record |= {"batch": args.batch, "dtype": args.dtype, "rows": rows}
+    if args.output:
+        write_json(args.output, record)
+    else:
+        print(json.dumps(record["versions"]))
+
+
+if __name__ == "__main__":
+    main()
