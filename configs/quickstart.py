@@ -12,9 +12,9 @@ def get_config() -> ConfigDict:
     config.augment.update(scale_min=1.0, scale_max=1.0, rotate_probability=0.0, blur_probability=0.0)
     # Scenes are 128 x 128: without align_corners they fit the network's grid as they are.
     config.model.update(depth=10, width=24, stem="32-32-64", head_channels=64, aux_channels=32, align_corners=False)
-    config.train.update(steps=540, aux_weight=0.2, crop_size=(128,), log_every_steps=10)
+    config.train.update(steps=480, aux_weight=0.2, crop_size=(128,), log_every_steps=10)
     # Nothing is pretrained, so head and backbone learn at the same rate.
     config.optimizer.update(base_lr=0.05, head_lr_multiplier=1.0)
-    config.eval.update(every_steps=180)
-    config.checkpoint.update(every_steps=180)
+    config.eval.update(every_steps=160)
+    config.checkpoint.update(every_steps=160)
     return config
