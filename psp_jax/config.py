@@ -239,11 +239,13 @@ def total_steps(config: ConfigDict, num_images: int) -> int:
     """Return the number of optimizer steps for a training split of `num_images`."""
     if config.train.steps:
         return config.train.steps
-    steps = round(config.train.epochs * (num_images // config.train.batch_size))
+    batches = num_images // config.train.batch_size
+    steps = round(config.train.epochs * batches)
     if not steps:
         raise ValueError(
-            f"train.epochs={config.train.epochs} of {num_images} images are less than one batch of "
-            f"train.batch_size={config.train.batch_size}; lower it, or count train.steps instead of train.epochs."
+            f"train.epochs={config.train.epochs} makes no step: an epoch of {num_images} images holds "
+            f"{batches} whole batches of train.batch_size={config.train.batch_size}; lower train.batch_size, or set "
+            "train.steps instead."
         )
     return steps
 

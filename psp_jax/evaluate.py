@@ -34,5 +34,9 @@ def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, A
     card = dataclasses.replace(model.card, size=configuration.eval_size(config))
     scores = Validation(config, card, model.network, mesh, source, directory).run(model.variables, model.step)
     if parallel.is_primary():
-        print(f"step {model.step}:", *(f"{k} {v:.4f}" for k, v in scores.items() if v is not None), sep="  ")
+        print(
+            f"step {model.step} in {card.size}:",
+            *(f"{k} {v:.4f}" for k, v in scores.items() if v is not None),
+            sep="  ",
+        )
     return scores

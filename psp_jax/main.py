@@ -71,6 +71,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _sources(config: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
     """Prepare the data set if it is not, on one process while the others wait, and open `splits`."""
     data = config.data
+    if not data.dir:
+        raise ValueError("config.data.dir is empty; set --config.data.dir=DIR to the folder of your data set.")
     where: dict[str, Any] = {"prepared_dir": data.prepared_dir, "classes": data.classes or None}
     if parallel.is_primary():
         directory = ensure_prepared(data.name, data.dir, archive=data.archive or None, **where)

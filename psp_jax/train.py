@@ -249,6 +249,12 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
     return plain
 
 
+def _state_of(start: int, steps: int) -> str:
+    if start >= steps:
+        return f"finished already at step {start}: validate with --mode=evaluate, or add steps with --resume=override"
+    return f"going on after step {start}" if start else "starting"
+
+
 def _opening(
     config: ConfigDict, mesh: Mesh, directory: Path, start: int, steps: int, images: int, state: TrainState
 ) -> str:
@@ -259,5 +265,5 @@ def _opening(
         f"{parameters / 1e6:.1f} M parameters, {model.dtype}\n"
         f"{steps} steps of {config.train.batch_size} crops {configuration.crop_size(config)} from {images} images "
         f"({steps * config.train.batch_size / images:.1f} epochs) on {mesh.size} x {jax.devices()[0].device_kind}\n"
-        f"{f'going on after step {start}' if start else 'starting'} in {directory}"
+        f"{_state_of(start, steps)} in {directory}"
     )

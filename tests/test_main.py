@@ -139,6 +139,7 @@ def test_finished_run_started_again_has_nothing_to_do(finished_run: Run) -> None
     before = (finished_run.workdir / "metrics.jsonl").read_text()
     done = finished_run.start(finished_run.workdir)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "finished already at step 12" in done.stdout
     assert (finished_run.workdir / "metrics.jsonl").read_text() == before
 
 
@@ -236,7 +237,10 @@ def test_rows_split_over_devices(finished_run: Run, tmp_path: Path) -> None:
         (["--config.log.images=-1"], "log.images=-1 must be at least 0"),
         (["--num_processes=2"], "belong together"),
         (["--config.augment.flip_probability=2.0"], "give a probability between 0 and 1"),
-        (["--config.train.steps=0", "--config.train.epochs=0.01"], "less than one batch"),
+        (
+            ["--config.train.steps=0", "--config.train.epochs=0.01"],
+            "makes no step: an epoch of 21 images holds 5 whole batches",
+        ),
     ],
 )
 def test_refusals_are_one_sentence(flags: list[str], message: str, finished_run: Run, tmp_path: Path) -> None:
