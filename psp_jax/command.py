@@ -12,7 +12,7 @@ PACKAGE = str(Path(__file__).parent)
 def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
     """Run `main`; an error that a user can mend becomes one line, anything else keeps its traceback.
 
-    Mendable are failures of the system (files, network, memory of the disk), a run that diverged, and whatever this
+    Mendable are failures of the system (files, disk, network), a run that diverged, and whatever this
     package itself raises as ValueError. With PSP_JAX_DEBUG=1 these keep their traceback too. Ctrl-C gives code 130.
 
     Args:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -50,6 +51,13 @@ def environment(devices: int = 1) -> dict[str, str]:
     """Environment of a process that sees `devices` virtual CPU devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
+def free_address() -> str:
+    """Return a host:port of this machine that nobody listens on, for the coordinator of several processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def write_stripes(root: Path, counts: dict[str, int]) -> Path:

@@ -1,13 +1,12 @@
 """Training is the same on one device, on eight, on a mesh that splits rows, and on two processes."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, environment, free_address
 
 SCRIPT = ROOT / "tests" / "train_steps.py"
 
@@ -52,9 +51,7 @@ def test_eight_devices(spatial: int, one_device: dict[str, np.ndarray], tmp_path
 
 
 def test_two_processes(one_device: dict[str, np.ndarray], tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    coordinator = free_address()
     output = tmp_path / "two.npz"
     processes = [start(4, output, 1, coordinator, 2, rank) for rank in range(2)]
     compare(finish(processes, output), one_device)

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, Run, environment, run_module
+from conftest import ROOT, Run, environment, free_address, run_module
 from PIL import Image
 
 import psp_jax
@@ -70,9 +69,7 @@ def test_two_processes_go_on_where_one_process_stopped(finished_run: Run, tmp_pa
     workdir = tmp_path / "w"
     shutil.copytree(finished_run.workdir, workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    coordinator = free_address()
     command = [sys.executable, "-m", "psp_jax.main", *finished_run.flags, "--workdir", str(workdir)]
     command += [f"--config.data.prepared_dir={tmp_path}", f"--coordinator={coordinator}", "--num_processes=2"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -95,9 +92,7 @@ def test_two_processes_go_on_where_one_process_stopped(finished_run: Run, tmp_pa
 
 def test_a_process_that_fails_does_not_leave_the_others_waiting(finished_run: Run, tmp_path: Path) -> None:
     """Process 0 finds its images missing; process 1 waits for it to prepare them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    coordinator = free_address()
     command = [sys.executable, "-m", "psp_jax.main", *finished_run.flags, "--workdir", str(tmp_path / "w")]
     command += [f"--coordinator={coordinator}", "--num_processes=2"]
     first = [*command, "--process_id=0", f"--config.data.dir={tmp_path / 'nowhere'}"]
