@@ -15,7 +15,7 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     config = defaults()
     config.data.update(name="image_folder", dir="data/camvid", classes="camvid", eval_split="val")
     config.train.update(epochs=200.0, crop_size=(345,))
-    config.eval.update(size=(361, 481), batch_size=8)
+    config.eval.update(size=(361, 481), batch_size=8, base_size=(480,))
     if variant == "small":
         config.model.update(depth=18, stem="32-32-64", width=24, head_channels=128, aux_channels=64)
         config.train.update(epochs=70.0, crop_size=(217, 289), batch_size=8, log_every_steps=10)

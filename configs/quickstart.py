@@ -15,6 +15,6 @@ def get_config() -> ConfigDict:
     config.train.update(steps=480, aux_weight=0.2, crop_size=(128,), log_every_steps=10)
     # Nothing is pretrained, so head and backbone learn at the same rate.
     config.optimizer.update(base_lr=0.05, head_lr_multiplier=1.0)
-    config.eval.update(every_steps=160)
+    config.eval.update(every_steps=160, base_size=(128,))
     config.checkpoint.update(every_steps=160)
     return config

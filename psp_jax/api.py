@@ -3,9 +3,13 @@
 model = psp_jax.load("runs/camvid")            # a workdir, or the output of psp_jax.export
 labels = model.predict(image)                  # u8 [H, W, 3] -> class indices u8 [H, W]
 logits = model.logits(normalised_images)       # f32 [N, H, W, 3] -> f32 [N, H, W, classes]
+label = model.labeler("tiles", batch=8)        # for very large images; also gives the confidence
+[(labels, confidence)] = label([image])        # u8 [H, W] each, confidence 255 = certain
 """
 
 import contextlib
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +22,13 @@ from psp_jax.checkpoint import Checkpoints, load_variables
 from psp_jax.inference import make_forward, make_labeler
 from psp_jax.interpolation import resize
 from psp_jax.models import build_model
+from psp_jax.protocols import SCALES, layout, semseg
+from psp_jax.sliding import SlidingScorer, make_sliding_labeler
+from psp_jax.tiling import make_tile_labeler
 from psp_jax.workdir import CHECKPOINTS, ModelCard, read_json
 
 PARAMETERS = "parameters"
+PROTOCOLS = ("whole", "semseg", "tiles")
 
 
 class Model:
@@ -43,8 +51,7 @@ class Model:
             return resize(outputs["logits"], (images.shape[1], images.shape[2]), align_corners, lax.Precision.HIGHEST)
 
         self._logits = jax.jit(logits)
-        forward = make_forward(self.network, card.mean, card.std)
-        self._label = make_labeler(forward, canvas=card.size, align_corners=align_corners)
+        self._label = self.labeler("whole")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -76,9 +83,51 @@ class Model:
         As in validation: the image is resized, ratio kept, into `card.size`, runs once, and the scores are
         interpolated back to [H, W]. No size compiles anew.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-            raise ValueError(f"predict takes a u8 image [H, W, 3], not {image.dtype} {tuple(image.shape)}.")
-        return self._label(self.variables, image)
+        [(labels, _)] = self._label([image])
+        return labels
+
+    def labeler(
+        self, protocol: str, batch: int = 1, scales: str = "single"
+    ) -> Callable[[Sequence[np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]:
+        """Return the function (RGB images u8 [H, W, 3] of any sizes) -> [(class indices, confidence)], each u8 [H, W].
+
+        Confidence is the probability of the class, 255 = 1. Compiles at its first use, for all sizes.
+
+        Args:
+          protocol: "whole" is what `predict` does; "semseg" averages windows and mirror images, as an evaluation by
+            that protocol; "tiles" covers the image with overlapping windows at its own resolution, in bounded memory.
+          batch: images, or windows, that run at a time.
+          scales: "single" or "multi", of the protocol semseg.
+
+        Raises:
+          ValueError: unknown protocol or scales.
+        """
+        for name, value, known in (("protocol", protocol, PROTOCOLS), ("scales", scales, tuple(SCALES))):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is unknown; choose one of: {', '.join(known)}.")
+        if scales != "single" and protocol != "semseg":
+            raise ValueError(f"protocol={protocol} has no scales; choose semseg.")
+        card = self.card
+        forward = make_forward(self.network, card.mean, card.std)
+        align_corners = card.model["align_corners"]
+        if protocol == "tiles":
+            label = make_tile_labeler(forward, window=card.window, align_corners=align_corners, batch=batch)
+        elif protocol == "semseg":
+            views = semseg(SCALES[scales], card.base_size, card.window)
+            scorer = SlidingScorer(
+                forward=forward,
+                protocol=views,
+                shapes=layout(views, [(1, 1)]),  # resized by its long side, a square holds every image
+                mean=card.mean,
+                num_classes=card.classes.num_classes,
+                align_corners=align_corners,
+                output_stride=card.model["output_stride"],
+                batch=batch,
+            )
+            label = make_sliding_labeler(scorer)
+        else:
+            label = make_labeler(forward, canvas=card.size, align_corners=align_corners, batch=batch)
+        return functools.partial(label, self.variables)
 
 
 def load(directory: str | Path, checkpoint: str = "latest", sharding: jax.sharding.Sharding | None = None) -> Model:

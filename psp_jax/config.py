@@ -81,7 +81,16 @@ def defaults() -> ConfigDict:
             "every_steps": 0,  # 0 validates at the end only
             "batch_size": 16,  # images of the whole mesh
             "size": (),  # (height, width) that each image is fitted into; () is the crop size
-            "checkpoint": "latest",  # what --mode=evaluate reads: latest or best
+            # What follows is for --mode=evaluate; validations while training resize each image once (whole).
+            "checkpoint": "latest",  # latest or best
+            "protocol": "semseg",  # semseg, mmseg or whole
+            "scales": "single",  # single, or multi: 0.5 0.75 1 1.25 1.5 1.75
+            "base_size": (),  # semseg: (long side,), () is 512; mmseg: (long, short) limits, () is 2048, 512
+            "window": (),  # (height, width) of a sliding window; () is the crop size (semseg), the whole image (mmseg)
+            "stride": (),  # of the windows; () is two thirds of the window
+            "window_batch": 4,  # windows that a device scores at a time
+            "gallery": 24,  # images in the report
+            "save_predictions": False,  # write every label map to eval/predictions
         }
     )
     config.checkpoint = ConfigDict({"every_steps": 1000, "keep_latest": 2, "keep_best": 1})
@@ -121,6 +130,8 @@ _LEAST = {
     "optimizer.warmup_steps": 0,
     "eval.every_steps": 0,
     "eval.batch_size": 1,
+    "eval.window_batch": 1,
+    "eval.gallery": 0,
     "checkpoint.every_steps": 1,
     "checkpoint.keep_latest": 1,
     "checkpoint.keep_best": 0,
@@ -202,6 +213,9 @@ def check_values(config: ConfigDict) -> None:
         raise ValueError(f"eval.checkpoint={config.eval.checkpoint!r} is unknown; choose one of: latest, best.")
     _check_size(crop_size(config), "train.crop_size", config.model)
     _check_size(eval_size(config), "eval.size", config.model)
+    window = eval_window(config)
+    if window:
+        _check_size(window, "eval.window", config.model)
 
 
 def crop_size(config: ConfigDict) -> tuple[int, int]:
@@ -212,6 +226,11 @@ def crop_size(config: ConfigDict) -> tuple[int, int]:
 def eval_size(config: ConfigDict) -> tuple[int, int]:
     """(height, width) of the canvas that images are evaluated on."""
     return _side_pair(config.eval.size, "eval.size") if config.eval.size else crop_size(config)
+
+
+def eval_window(config: ConfigDict) -> tuple[int, int] | None:
+    """(height, width) of the windows of an evaluation; None leaves it to the protocol."""
+    return _side_pair(config.eval.window, "eval.window") if config.eval.window else None
 
 
 def check_mesh(config: ConfigDict, training: bool, data: int, spatial: int, processes: int) -> None:

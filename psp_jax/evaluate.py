@@ -7,17 +7,19 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from psp_jax import api, parallel
+from psp_jax import api, parallel, protocols
 from psp_jax import config as configuration
 from psp_jax.data.source import Source
+from psp_jax.report import write_report
 from psp_jax.validation import Validation
 
 
 def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, Any]:
-    """Validate the run in `directory` on a split, write eval/metrics.json and predictions/, return the scores.
+    """Evaluate the run in `directory` on a split, write eval/, predictions/ and report.html, return the scores.
 
-    The network, its classes and its normalisation are the run's own (model.json); `config` says which images, in which
-    canvas (eval.size), how many at a time, and whether the latest or the best checkpoint.
+    The network, its classes and its normalisation are the run's own (model.json); `config` says which images, by which
+    protocol, how many at a time, and whether the latest or the best checkpoint. An evaluation that was interrupted
+    goes on where it was.
 
     Raises:
       FileNotFoundError: `directory` holds no trained model.
@@ -32,10 +34,20 @@ def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, A
             f"{model.card.classes.name}, with other names or another label mapping; give the run's own data set."
         )
     card = dataclasses.replace(model.card, size=configuration.eval_size(config))
-    scores = Validation(config, card, model.network, mesh, source, directory).run(model.variables, model.step)
+    protocol = protocols.choose(
+        config.eval.protocol,
+        config.eval.scales,
+        config.eval.base_size,
+        configuration.eval_window(config),
+        config.eval.stride,
+        configuration.crop_size(config),
+    )
+    validation = Validation(config, card, model.network, mesh, source, directory, protocol=protocol)
+    scores = validation.run(model.variables, model.step, resume=True)
     if parallel.is_primary():
+        write_report(directory)
         print(
-            f"step {model.step} in {card.size}:",
+            f"step {model.step}, {config.eval.protocol} {config.eval.scales}:",
             *(f"{k} {v:.4f}" for k, v in scores.items() if v is not None),
             sep="  ",
         )

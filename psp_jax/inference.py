@@ -7,7 +7,7 @@ full-resolution score map is ever stored.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,25 +16,28 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from psp_jax.data.transforms import fit_image
+from psp_jax.data.transforms import PIXEL_FILL, fit_image
 from psp_jax.interpolation import resize_weights, weights_at
 from psp_jax.metrics import confusion_matrix
 from psp_jax.train_step import normalize
 
 Array = jax.Array
 Variables = dict[str, Any]
+# (variables, images u8 [H, W, 3]) -> for each image its labels u8 [H, W] and their probabilities u8 [H, W], 255 = 1.
+Labeler = Callable[[Variables, Sequence[np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
 
 # Rows and columns of the piece of a label map that is worked on at a time.
 TILE = 128
 
 
-def make_forward(
-    model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[Variables, Array], Array]:
-    """Return the function (variables, image u8 or raw f32 [B, H, W, 3]) -> class scores f32 [B, h, w, C]."""
+def make_forward(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[..., Array]:
+    """Return the function (variables, image u8 or raw f32 [B, H, W, 3], valid=None) -> class scores f32 [B, h, w, C].
 
-    def forward(variables: Variables, image: Array) -> Array:
-        outputs: Any = model.apply(variables, normalize(image, mean, std), train=False)
+    `valid` i32 [B, 2] says that only the first (height, width) of each image are real, and the rest of the mean colour.
+    """
+
+    def forward(variables: Variables, image: Array, valid: Array | None = None) -> Array:
+        outputs: Any = model.apply(variables, normalize(image, mean, std), train=False, valid=valid)
         return outputs["logits"]
 
     return forward
@@ -55,7 +58,7 @@ def _axis_weights(
     return jnp.matmul(weights_at(positions, canvas), upsample, precision=lax.Precision.HIGHEST)
 
 
-def tile_labels(
+def tile_scores(
     scores: Array,
     origin: tuple[Array, Array],
     size: Array,
@@ -65,7 +68,7 @@ def tile_labels(
     align_corners: bool,
     tile: int = TILE,
 ) -> Array:
-    """Label one tile of each image at its original resolution: i32 [B, tile, tile].
+    """Read the class scores of one tile of each image at its original resolution: f32 [B, tile, tile, C].
 
     Args:
       scores: f32 [B, h, w, C], the network's output for the canvas.
@@ -81,7 +84,7 @@ def tile_labels(
         for i in range(2)
     )
     strip = jnp.einsum("bth,bhwc->btwc", rows, scores, precision=lax.Precision.HIGHEST)
-    return jnp.einsum("buw,btwc->btuc", columns, strip, precision=lax.Precision.HIGHEST).argmax(-1)
+    return jnp.einsum("buw,btwc->btuc", columns, strip, precision=lax.Precision.HIGHEST)
 
 
 def make_eval_step(
@@ -91,14 +94,15 @@ def make_eval_step(
     canvas: tuple[int, int],
     align_corners: bool,
     tile: int = TILE,
-) -> Callable[[Variables, dict[str, Array]], Array]:
-    """Return the function (variables, batch) -> confusion matrix i32 [C, C] of the batch, row = label.
+) -> Callable[[Variables, dict[str, Array]], dict[str, Array]]:
+    """Return the function (variables, batch) -> counts.
 
     The batch is what `data.pipeline.eval_batches` yields: label [B, Hm, Wm] with Hm and Wm multiples of `tile`; its
     padding is void and counts nowhere. As many tiles are computed as the largest image of the batch needs.
+    The counts are what `count_parts` makes of each image's confusion matrix, and labels u8 [B, Hm, Wm].
     """
 
-    def eval_step(variables: Variables, batch: dict[str, Array]) -> Array:
+    def eval_step(variables: Variables, batch: dict[str, Array]) -> dict[str, Array]:
         scores = forward(variables, batch["image"])
         size, valid, label = batch["size"], batch["valid"], batch["label"]
         rows, columns = ((size[:, i].max() + tile - 1) // tile for i in range(2))
@@ -106,64 +110,84 @@ def make_eval_step(
         # Image by image until the end, so that devices which share the batch exchange counts once, not for every tile.
         count_image = jax.vmap(functools.partial(confusion_matrix, num_classes=num_classes))
 
-        def count(index: Array, total: Array) -> Array:
+        def count(index: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            confusion, labels = state
             origin = (tile * (index // columns), tile * (index % columns))
-            labels = tile_labels(scores, origin, size, valid, canvas=canvas, align_corners=align_corners, tile=tile)
-            truth = lax.dynamic_slice(label, (0, *origin), (label.shape[0], tile, tile))
-            return total + count_image(truth, labels)
+            pieces = tile_scores(scores, origin, size, valid, canvas=canvas, align_corners=align_corners, tile=tile)
+            found = pieces.argmax(-1)
+            truth = lax.dynamic_slice(label, (0, *origin), found.shape)
+            labels = lax.dynamic_update_slice(labels, found.astype(jnp.uint8), (0, *origin))
+            return confusion + count_image(truth, found), labels
 
         zeros = jnp.zeros((label.shape[0], num_classes, num_classes), jnp.int32)
-        return lax.fori_loop(0, rows * columns, count, zeros).sum(0)
+        confusion, labels = lax.fori_loop(0, rows * columns, count, (zeros, jnp.zeros_like(label)))
+        return count_parts(confusion) | {"labels": labels}
 
     return eval_step
 
 
-def count_split(
-    eval_step: Callable[[Variables, dict[str, Array]], Array],
-    variables: Variables,
-    batches: Iterable[dict[str, np.ndarray]],
-    to_device: Callable[[dict[str, np.ndarray]], dict[str, Array]],
-) -> np.ndarray:
-    """Sum the confusion matrices of a whole split: i64 [C, C], the same on every process."""
-    total: np.ndarray | int = 0
-    pending: Array | None = None
-    for batch in batches:
-        counts = eval_step(variables, to_device({k: v for k, v in batch.items() if k != "index"}))
-        if pending is not None:  # read the batch before, so that the device is never waited for
-            total = total + np.asarray(pending, np.int64)
-        pending = counts
-    if pending is None:
-        raise ValueError("The evaluation split holds no image.")
-    return np.asarray(total + np.asarray(pending, np.int64))
+def count_parts(confusion: Array) -> dict[str, Array]:
+    """Return, of the confusion matrices i32 [B, C, C] of B images, row = label, what an evaluation keeps.
+
+    Returns:
+      confusion: i32 [C, C], their sum.
+      images: i32 [B, 3, C], hits, labelled and predicted pixels of each image and class.
+    """
+    hits = jnp.diagonal(confusion, axis1=1, axis2=2)
+    return {"confusion": confusion.sum(0), "images": jnp.stack([hits, confusion.sum(2), confusion.sum(1)], 1)}
 
 
 def make_labeler(
-    forward: Callable[[Variables, Array], Array], *, canvas: tuple[int, int], align_corners: bool, tile: int = TILE
-) -> Callable[[Variables, np.ndarray], np.ndarray]:
-    """Return the function (variables, image u8 [H, W, 3]) -> labels u8 [H, W]; it compiles twice, for any sizes."""
-    jit_forward = jax.jit(forward)
-    jit_tile = jax.jit(
-        lambda scores, origin, size, valid: tile_labels(
-            scores, origin, size, valid, canvas=canvas, align_corners=align_corners, tile=tile
-        ).astype(jnp.uint8)
-    )
+    forward: Callable[[Variables, Array], Array],
+    *,
+    canvas: tuple[int, int],
+    align_corners: bool,
+    batch: int = 1,
+    tile: int = TILE,
+) -> Labeler:
+    """Return the labeler that resizes each image into the canvas and runs it once; two compiles, for any sizes.
 
-    def label(variables: Variables, image: np.ndarray) -> np.ndarray:
-        height, width = image.shape[:2]
-        fitted, valid = fit_image(image, canvas)
-        scores = jit_forward(variables, fitted[None])
-        size = np.array([[height, width]], np.int32)
-        inside = np.array([valid], np.int32)
-        labels = np.empty((height, width), np.uint8)
-        for y, x in _tile_origins(height, width, tile):
-            piece = np.asarray(jit_tile(scores, (np.int32(y), np.int32(x)), size, inside))[0]
-            labels[y : y + tile, x : x + tile] = piece[: height - y, : width - x]
-        return labels
+    `batch` images share a forward pass; where fewer are left, empty canvases fill it.
+    """
+    jit_forward = jax.jit(forward)
+
+    @jax.jit
+    def label_tile(scores: Array, index: Array, origin: tuple[Array, Array], size: Array, valid: Array) -> Array:
+        one = lax.dynamic_slice_in_dim(scores, index, 1)
+        pieces = tile_scores(one, origin, size, valid, canvas=canvas, align_corners=align_corners, tile=tile)[0]
+        return labels_and_confidence(pieces, jax.nn.softmax(pieces))
+
+    def label(variables: Variables, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        results = []
+        for start in range(0, len(images), batch):
+            group = images[start : start + batch]
+            fitted = np.full((batch, *canvas, 3), PIXEL_FILL, np.uint8)
+            valid = np.ones((batch, 1, 2), np.int32)
+            for k, image in enumerate(group):
+                fitted[k], valid[k] = fit_image(image, canvas)
+            scores = jit_forward(variables, fitted)
+            for k, image in enumerate(group):
+                size = np.array([image.shape[:2]], np.int32)
+                on_tile = functools.partial(label_tile, scores, np.int32(k), size=size, valid=valid[k])
+                results.append(join_tiles(image.shape[0], image.shape[1], tile, on_tile))
+        return results
 
     return label
 
 
-def _tile_origins(height: int, width: int, tile: int) -> Iterator[tuple[int, int]]:
+def labels_and_confidence(scores: Array, probabilities: Array, axis: int = -1) -> Array:
+    """Stack the best class along `axis` and its probability, 255 = 1: [H, W, C] -> u8 [2, H, W]."""
+    return jnp.stack([scores.argmax(axis), jnp.round(255 * probabilities.max(axis))]).astype(jnp.uint8)
+
+
+def join_tiles(
+    height: int, width: int, tile: int, label_tile: Callable[[tuple[np.int32, np.int32]], Array]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Make labels and confidence u8 [height, width] of the tiles u8 [2, tile, tile] at origins (y, x)."""
+    maps = np.empty((2, height, width), np.uint8)
     for y in range(0, height, tile):
-        for x in range(0, width, tile):
-            yield y, x
+        # Read by rows: the device works on the whole row before it is waited for.
+        row = [label_tile((np.int32(y), np.int32(x))) for x in range(0, width, tile)]
+        for x, piece in zip(range(0, width, tile), jax.device_get(row), strict=True):
+            maps[:, y : y + tile, x : x + tile] = piece[:, : height - y, : width - x]
+    return maps[0], maps[1]

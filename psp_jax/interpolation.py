@@ -63,17 +63,58 @@ def average_weights(n_in: int, bins: int) -> np.ndarray:
     return matrix
 
 
-def adaptive_average_pool(x: Array, bins: int) -> Array:
-    """Average [B, H, W, C] over a bins x bins grid: [B, bins, bins, C], accumulated in float32."""
-    rows, columns = average_weights(x.shape[1], bins), average_weights(x.shape[2], bins)
-    pooled = jnp.einsum("hg,bgwc->bhwc", rows, x.astype(jnp.float32))
-    return jnp.einsum("wv,bhvc->bhwc", columns, pooled).astype(x.dtype)
+def resize_into(x: Array, size: tuple[int, int], valid: Array, align_corners: bool) -> Array:
+    """Resize each of [B, h, w, C] to its own (height, width) `valid` i32 [B, 2], at the top left of [B, *size, C].
+
+    Beyond `valid` come zeros.
+    """
+    weights = []
+    for axis in range(2):
+        pixel, n_in, n_out = jnp.arange(size[axis]), x.shape[1 + axis], valid[:, axis, None]
+        if align_corners:
+            positions = pixel * ((n_in - 1) / jnp.maximum(n_out - 1, 1))
+        else:
+            positions = (pixel + 0.5) * (n_in / n_out) - 0.5
+        matrix = weights_at(jnp.clip(positions, 0.0, n_in - 1.0), n_in)
+        weights.append((matrix * (pixel < n_out)[..., None]).astype(x.dtype))
+    x = jnp.einsum("bwv,bhvc->bhwc", weights[1], x)
+    return jnp.einsum("bhg,bgwc->bhwc", weights[0], x)
 
 
-def adaptive_max_pool(x: Array, bins: int) -> Array:
-    """Take the maximum of [B, H, W, C] over a bins x bins grid of adaptive bins: [B, bins, bins, C]."""
-    rows = [x[:, start:end].max(axis=1) for start, end in bin_edges(x.shape[1], bins)]
-    cells = [
-        jnp.stack([row[:, start:end].max(axis=1) for start, end in bin_edges(x.shape[2], bins)], axis=1) for row in rows
-    ]
-    return jnp.stack(cells, axis=1)
+def _cells(length: int, bins: int, valid: Array) -> Array:
+    """Return bool [B, bins, length], which of the first `valid` i32 [B] positions lie in each adaptive bin."""
+    starts = jnp.arange(bins) * valid[:, None] // bins
+    ends = -(-(jnp.arange(bins) + 1) * valid[:, None] // bins)
+    position = jnp.arange(length)
+    return (position >= starts[..., None]) & (position < ends[..., None])
+
+
+def adaptive_average_pool(x: Array, bins: int, valid: Array | None = None) -> Array:
+    """Average [B, H, W, C] over a bins x bins grid: [B, bins, bins, C], accumulated in float32.
+
+    Where `valid` i32 [B, 2] is given, the grid divides the first (height, width) of each map alone.
+    """
+    if valid is None:
+        rows, columns = average_weights(x.shape[1], bins), average_weights(x.shape[2], bins)
+        pooled = jnp.einsum("hg,bgwc->bhwc", rows, x.astype(jnp.float32))
+        return jnp.einsum("wv,bhvc->bhwc", columns, pooled).astype(x.dtype)
+    cells = [_cells(x.shape[1 + axis], bins, valid[:, axis]).astype(jnp.float32) for axis in range(2)]
+    cells = [cell / cell.sum(-1, keepdims=True) for cell in cells]
+    pooled = jnp.einsum("bhg,bgwc->bhwc", cells[0], x.astype(jnp.float32))
+    return jnp.einsum("bwv,bhvc->bhwc", cells[1], pooled).astype(x.dtype)
+
+
+def adaptive_max_pool(x: Array, bins: int, valid: Array | None = None) -> Array:
+    """Take the maximum of [B, H, W, C] over a bins x bins grid of adaptive bins: [B, bins, bins, C].
+
+    Where `valid` i32 [B, 2] is given, the grid divides the first (height, width) of each map alone.
+    """
+    if valid is None:
+        rows = [x[:, start:end].max(axis=1) for start, end in bin_edges(x.shape[1], bins)]
+        cells = [[row[:, start:end].max(axis=1) for start, end in bin_edges(x.shape[2], bins)] for row in rows]
+        return jnp.stack([jnp.stack(row, axis=1) for row in cells], axis=1)
+    down, across = (_cells(x.shape[1 + axis], bins, valid[:, axis]) for axis in range(2))
+    least = -jnp.inf
+    rows = [jnp.where(down[:, i, :, None, None], x, least).max(axis=1) for i in range(bins)]
+    cells = [[jnp.where(across[:, j, :, None], row, least).max(axis=1) for j in range(bins)] for row in rows]
+    return jnp.stack([jnp.stack(row, axis=1) for row in cells], axis=1)

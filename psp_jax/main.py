@@ -98,7 +98,7 @@ def _run(_: list[str]) -> None:
         (source,) = _sources(config, (config.data.eval_split,))
         evaluate(config, directory, source)
     if parallel.is_primary():
-        print(f"results: {directory}/eval/metrics.json, pictures: {directory}/predictions", flush=True)
+        print(f"results: {directory}/report.html and {directory}/eval, pictures: {directory}/predictions", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 Counting runs on the device in integers, everything derived from the counts on the host.
 """
 
+import csv
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psp_jax.visualize import VOID_NAME
+
 Array = jax.Array
+CORNER = "label \\ prediction"  # the first cell of the CSV
 
 
 def confusion_matrix(label: Array, prediction: Array, num_classes: int) -> Array:
@@ -44,22 +49,53 @@ def summarize(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     hits, labelled, predicted = np.diag(counts), counts.sum(1), counts[:, : len(names)].sum(0)
     union, total = labelled + predicted - hits, int(counts.sum())
 
-    def ratio(part: float, whole: float) -> float | None:
-        return float(part / whole) if whole else None
-
-    iou = [ratio(h, u) for h, u in zip(hits, union, strict=True)]
+    iou = [_ratio(h, u) for h, u in zip(hits, union, strict=True)]
     present = [value for value in iou if value is not None]
     accuracy = [float(h / n) for h, n in zip(hits, labelled, strict=True) if n]
     weighted = sum(float(n) * (value or 0.0) for n, value in zip(labelled, iou, strict=True))
-    mean_iou, pixel_accuracy = ratio(sum(present), len(present)), ratio(hits.sum(), total)
+    mean_iou, pixel_accuracy = _ratio(sum(present), len(present)), _ratio(hits.sum(), total)
     return {
         "mean_iou": mean_iou,
-        "mean_iou_absent_as_zero": ratio(sum(present), len(names)) if total else None,
+        "mean_iou_absent_as_zero": _ratio(sum(present), len(names)) if total else None,
         "pixel_accuracy": pixel_accuracy,
-        "mean_accuracy": ratio(sum(accuracy), len(accuracy)),
-        "frequency_weighted_iou": ratio(weighted, total),
+        "mean_accuracy": _ratio(sum(accuracy), len(accuracy)),
+        "frequency_weighted_iou": _ratio(weighted, total),
         "ade20k_score": None if mean_iou is None or pixel_accuracy is None else (mean_iou + pixel_accuracy) / 2,
         "per_class_iou": dict(zip(names, iou, strict=True)),
-        "per_class_pixel_share": {name: ratio(n, total) for name, n in zip(names, labelled, strict=True)},
+        "per_class_pixel_share": {name: _ratio(n, total) for name, n in zip(names, labelled, strict=True)},
         "pixels": total,
     }
+
+
+def per_image_scores(hits: np.ndarray, labelled: np.ndarray, predicted: np.ndarray) -> list[dict[str, float | None]]:
+    """Return {"mean_iou", "pixel_accuracy"} of each image from its pixels by class, all integers [B, C].
+
+    Args:
+      hits: labelled so and predicted so.
+      labelled: labelled so, whatever the prediction.
+      predicted: predicted so, whatever the label, on labelled pixels.
+
+    mean_iou is over the classes that the image's labels or predictions hold; both are None where nothing is labelled.
+    """
+    scores: list[dict[str, float | None]] = []
+    for h, n, p in zip(hits, labelled, predicted, strict=True):
+        union = n + p - h
+        present = [float(value) for value in h[union > 0] / union[union > 0]]
+        scores.append({"mean_iou": _ratio(sum(present), len(present)), "pixel_accuracy": _ratio(h.sum(), n.sum())})
+    return scores
+
+
+def confusion_csv(confusion: np.ndarray, names: Sequence[str]) -> str:
+    """Return a matrix of counts as CSV: column names first, then a row for each label, its name and whole numbers.
+
+    `confusion` is [C, C], or [C, C + 1] with a last column of pixels predicted as void.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([CORNER, *names, *[VOID_NAME] * (np.shape(confusion)[1] - len(names))])
+    writer.writerows([name, *map(int, row)] for name, row in zip(names, confusion, strict=True))
+    return text.getvalue()
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None

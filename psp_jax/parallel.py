@@ -73,6 +73,11 @@ def batch_axis_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def all_devices_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of arrays [B, ...] whose batch is spread over all devices."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
 def constrain_maps(mesh: Mesh) -> Callable[[Array], Array]:
     """Return a function that pins maps [B, h, w, C] to the batch sharding (rows only where they divide)."""
 
@@ -90,6 +95,12 @@ def to_global(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str
         name: jax.make_array_from_process_local_data(sharding, rows, (processes * len(rows), *rows.shape[1:]))
         for name, rows in batch.items()
     }
+
+
+def local_rows(x: Array) -> np.ndarray:
+    """Return this process's rows of an array [B, ...] that is sharded along its first axis."""
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def is_primary() -> bool:

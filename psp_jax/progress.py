@@ -80,7 +80,7 @@ class Progress:
             self._first = (step, now)
         elif step > self._first[0]:
             seconds = (now - self._first[1]) / (step - self._first[0]) * (self._total - step)
-            self._remaining = f"{datetime.timedelta(seconds=round(seconds))} left"
+            self._remaining = _left(seconds)
         if self._bars is not None:
             self._bars.update(self._bar, completed=step)
 
@@ -174,11 +174,12 @@ def track(
         nonlocal done, spoken
         done += n
         now = time.monotonic()
+        left = _left((now - begin) / max(done, 1) * (total - done))
         if shown is not None and bar is not None:
-            shown.update(bar, completed=done)
+            shown.update(bar, completed=done, note=left)
         elif now - spoken >= _HEARTBEAT_SECONDS:
             spoken = now
-            _print(f"{description}: {done}/{total} after {now - begin:.0f} s", None)
+            _print(f"{description}: {done}/{total} after {now - begin:.0f} s, {left}", None)
 
     try:
         yield advance
@@ -243,23 +244,17 @@ class Throughput:
 
 
 def _open_log(path: Path, last_step: int) -> TextIO:
-    """Open a log to append to, after dropping what is later than `last_step`."""
-    _drop_after(path, last_step)
+    """Open a log to append to, after dropping what is later than `last_step`, and the half line of a kill."""
+    if path.exists():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        kept = "".join(
+            line + "\n" for line in text.splitlines() if (step := _step_of(line)) is not None and step <= last_step
+        )
+        if kept != text:
+            fresh = path.with_name(path.name + ".new")
+            fresh.write_text(kept, encoding="utf-8")
+            os.replace(fresh, path)
     return path.open("a", encoding="utf-8")
-
-
-def _drop_after(path: Path, last_step: int) -> None:
-    """Keep the lines of a log up to `last_step`, in one atomic move; the half line of a kill goes too."""
-    if not path.exists():
-        return
-    text = path.read_text(encoding="utf-8", errors="replace")
-    kept = "".join(
-        line + "\n" for line in text.splitlines() if (step := _step_of(line)) is not None and step <= last_step
-    )
-    if kept != text:
-        fresh = path.with_name(path.name + ".new")
-        fresh.write_text(kept, encoding="utf-8")
-        os.replace(fresh, path)
 
 
 def _step_of(line: str) -> int | None:
@@ -269,6 +264,10 @@ def _step_of(line: str) -> int | None:
     except (ValueError, KeyError, TypeError):
         return None
     return step if isinstance(step, int) else None
+
+
+def _left(seconds: float) -> str:
+    return f"{datetime.timedelta(seconds=round(seconds))} left"
 
 
 def _words(key: str, value: float) -> str:

@@ -23,6 +23,7 @@ from psp_jax.data.transforms import AugmentSettings
 from psp_jax.models import build_model
 from psp_jax.optimizer import poly_schedule, sgd
 from psp_jax.progress import Progress, Throughput
+from psp_jax.report import write_report
 from psp_jax.train_step import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -68,6 +69,8 @@ def train(
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         size=configuration.eval_size(config),
+        window=configuration.crop_size(config),
+        base_size=config.eval.base_size[0] if config.eval.base_size else 512,
     )
     check_owner(directory, _plain(config), card.classes, len(train_source), override)
     model = build_model(card.model, card.classes.num_classes)
@@ -92,7 +95,7 @@ def train(
             Progress(directory, steps, start, primary=primary, tensorboard=config.log.tensorboard)
         )
         progress.say(_opening(config, mesh, directory, start, steps, len(train_source), state))
-        recorder = _Recorder(progress, schedule, config.train.log_every_steps, steps, train_source)
+        recorder = _Recorder(progress, schedule, config.train.log_every_steps, steps, train_source, directory)
         validation = Validation(config, card, model, mesh, eval_source, directory, progress)
         return _loop(config, mesh, train_source, state, (start, steps), step_fn, recorder, validation, checkpoints)
 
@@ -181,10 +184,16 @@ class _Recorder:
     """Reads each step's metrics when they are ready, logs their means per interval, stops on what is not finite."""
 
     def __init__(
-        self, progress: Progress, schedule: Callable[[int], Array], log_every_steps: int, last: int, source: Source
+        self,
+        progress: Progress,
+        schedule: Callable[[int], Array],
+        log_every_steps: int,
+        last: int,
+        source: Source,
+        directory: Path,
     ) -> None:
         self.throughput = Throughput()
-        self._progress, self._schedule, self._source = progress, schedule, source
+        self._progress, self._schedule, self._source, self._directory = progress, schedule, source, directory
         self._every, self._last = log_every_steps, last
         self._pending: tuple[int, dict[str, Array], np.ndarray] | None = None
         self._interval: list[dict[str, float]] = []
@@ -216,8 +225,10 @@ class _Recorder:
             self._interval = []
 
     def validated(self, step: int, scores: dict[str, float | None]) -> None:
-        """Log the scores of a validation."""
+        """Log the scores of a validation, and write the report anew."""
         self._progress.validated(step, scores)
+        if parallel.is_primary():
+            write_report(self._directory)
 
     def show(self, step: int, name: str, picture: np.ndarray) -> None:
         """Log a picture of a validation."""

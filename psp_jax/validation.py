@@ -1,33 +1,61 @@
-"""Validation of a model on a whole split: metrics, pictures, and the files that tell them."""
+"""Evaluation of a model on a whole split: counts, scores, pictures, and the files that tell them."""
 
 import contextlib
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from psp_jax import parallel
+from psp_jax import parallel, results
 from psp_jax.data.pipeline import eval_batches
 from psp_jax.data.source import Source
-from psp_jax.inference import TILE, Variables, count_split, make_eval_step, make_forward, make_labeler
+from psp_jax.inference import TILE, Variables, make_eval_step, make_forward
 from psp_jax.metrics import summarize
 from psp_jax.progress import Progress, track
+from psp_jax.protocols import Protocol, grouped, layout
+from psp_jax.sliding import SlidingScorer, make_sliding_step
+from psp_jax.tally import Tally
 from psp_jax.visualize import overlay_with_legend, side_by_side
-from psp_jax.workdir import ModelCard, write_json
+from psp_jax.workdir import ModelCard
+
+Item = TypeVar("Item")
+Batch = dict[str, Any]
+
+_SAVE_SECONDS = 30.0  # an evaluation that is interrupted loses at most this much
+
+WHOLE = {
+    "name": "whole",
+    "description": "each image resized, ratio kept, into the canvas; one forward pass, no flip; scores interpolated to "
+    "the label's original size",
+    "scales": [1.0],
+    "flip": False,
+}
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How some images are counted: the compiled step, their indices, and what plans their windows, if there are any."""
+
+    step: Callable[[Variables, Batch], Batch]
+    members: set[int]
+    scorer: SlidingScorer | None
 
 
 class Validation:
-    """Scores variables on every image of a split at its original size, one resized forward pass each.
+    """Scores variables on every image of a split at its original size.
 
-    Writes eval/metrics.json and predictions/*.png into the run's directory. Built once: it compiles at its first use
-    only.
+    Writes eval/ (see `results`) and predictions/*.png into the run's directory. Built once: it compiles at its first
+    use only. Without a protocol each image is resized into the card's canvas and runs once (`WHOLE`).
     """
 
     def __init__(
@@ -39,77 +67,185 @@ class Validation:
         source: Source,
         directory: Path,
         progress: Progress | None = None,
+        protocol: Protocol | None = None,
     ) -> None:
         self._card, self._mesh, self._source, self._directory = card, mesh, source, directory
+        self._protocol, self._options = protocol, config.eval
         self._track = progress.track if progress else functools.partial(track, primary=parallel.is_primary())
-        self._batch_size, self._workers = config.eval.batch_size, config.data.num_workers
-        self._split, self._pictures = config.data.eval_split, min(config.log.images, len(source))
+        self._workers, self._split = config.data.num_workers, config.data.eval_split
+        self._pictures = min(config.log.images, len(source))
+        self._work = np.ones(len(source), np.int64)  # of each image, for the progress display
         forward = make_forward(model, card.mean, card.std)
-        align_corners = card.model["align_corners"]
-        step = make_eval_step(
-            forward, num_classes=card.classes.num_classes, canvas=card.size, align_corners=align_corners
-        )
-        self._eval_step = jax.jit(step, out_shardings=parallel.replicated(mesh))
-        self._label = make_labeler(forward, canvas=card.size, align_corners=align_corners)
+        if protocol is None:
+            self._sharding, self._batch_size = parallel.batch_axis_sharding(mesh), config.eval.batch_size
+            step = make_eval_step(
+                forward,
+                num_classes=card.classes.num_classes,
+                canvas=card.size,
+                align_corners=card.model["align_corners"],
+            )
+            self._ways = [_Way(jax.jit(step), set(range(len(source))), None)]
+        else:
+            # An image a device and call: the largest first, so that those of a call take about the same time.
+            self._sharding, self._batch_size = parallel.all_devices_sharding(mesh), mesh.size
+            self._ways = self._sliding_ways(protocol, forward)
+        self._share = jax.jit(lambda x: x, out_shardings=parallel.replicated(mesh))
+
+    def _sliding_ways(self, protocol: Protocol, forward: Callable[..., jax.Array]) -> list["_Way"]:
+        """Return how to count the images of each group of `protocols.grouped`, and note the work of each image."""
+        card, sizes = self._card, self._source.sizes()
+        ways = []
+        for fixed, members in grouped(protocol, sizes):
+            scorer = SlidingScorer(
+                forward=forward,
+                protocol=fixed,
+                shapes=layout(fixed, [sizes[i] for i in members]),
+                mean=card.mean,
+                num_classes=card.classes.num_classes,
+                align_corners=card.model["align_corners"],
+                output_stride=card.model["output_stride"],
+                batch=self._options.window_batch,
+            )
+            self._work[members] = [int(scorer.plan(sizes[i])["count"]) for i in members]
+            ways.append(_Way(make_sliding_step(scorer, self._mesh), set(members), scorer))
+        return ways
 
     def run(
-        self, variables: Variables, step: int, show: Callable[[str, np.ndarray], None] = lambda name, picture: None
+        self,
+        variables: Variables,
+        step: int,
+        show: Callable[[str, np.ndarray], None] = lambda name, picture: None,
+        resume: bool = False,
     ) -> dict[str, float | None]:
-        """Validate after `step` steps, write the results and return mean_iou, pixel_accuracy and mean_accuracy.
+        """Evaluate after `step` steps, write the results and return mean_iou, pixel_accuracy and mean_accuracy.
 
-        `show` receives, by name, pictures u8 [H, W, 3] of some images with prediction and ground truth.
+        Args:
+          variables: replicated over the mesh.
+          step: optimizer steps that made them.
+          show: receives, by name, pictures u8 [H, W, 3] of some images with prediction and ground truth.
+          resume: keep what is counted in eval/partial.npz, and go on from there.
         """
-        confusion = self._count(variables)
-        results = summarize(confusion, self._card.classes.names)
-        scores = {name: results[name] for name in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
+        source, evaluated = self._source, self._directory / "eval"
+        protocol = self._protocol.describe() if self._protocol else WHOLE | {"size": list(self._card.size)}
+        tally = Tally(len(source), self._card.classes.num_classes)
+        partial = evaluated / "partial.npz" if resume else None
+        if partial:
+            norm = float(optax.global_norm(variables))
+            owner = f"{step} {norm!r} {self._split} {source.directory.name} {protocol}"
+            tally.load(partial, owner)
+            parallel.wait_for_all("tally")  # nobody saves before everybody has read
+        self._count(variables, tally, functools.partial(tally.save, partial, owner) if partial else None)
+        record = {"step": step, "split": self._split, "images": len(source), "protocol": protocol}
+        scores = results.image_scores(tally)
+        chosen = results.choose_gallery(scores, self._options.gallery)
+        pictured = self._pictured(variables, chosen)
         if parallel.is_primary():
-            record = {"step": step, "split": self._split, "images": len(self._source), "protocol": self._protocol()}
-            write_json(self._directory / "eval" / "metrics.json", results | record)
-            self._draw(variables, show)
-        return scores
+            ids = [source.ids(i) for i in range(len(source))]
+            found = results.write_scores(evaluated, tally, self._card.classes, ids, record)
+            self._draw(pictured, chosen, scores, show)
+            if partial:
+                partial.unlink(missing_ok=True)
+        else:
+            found = summarize(tally.confusion, self._card.classes.names)
+        return {name: found[name] for name in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
 
-    def _count(self, variables: Variables) -> np.ndarray:
-        batches = eval_batches(
-            self._source,
-            canvas=self._card.size,
-            label_tile=TILE,
-            batch_size=self._batch_size,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
-            num_workers=self._workers,
-        )
-        sharding = parallel.batch_axis_sharding(self._mesh)
-        total = -(-len(self._source) // self._batch_size)
-        with contextlib.closing(batches), self._track(total, "validate") as advance:
+    def _count(self, variables: Variables, tally: Tally, save: Callable[[], None] | None) -> None:
+        """Count the images that the tally lacks."""
+        pending = [int(i) for i in np.argsort(-self._work, kind="stable") if not tally.done[i]]
+        saved = time.monotonic()
+        with self._track(int(self._work.sum()), "evaluate") as advance:
+            advance(int(self._work[tally.done].sum()))
+            for data, counts in _one_behind(self._scored(variables, pending)):
+                index = np.asarray(counts["index"])
+                if self._options.save_predictions and save:
+                    self._write_predictions(data, counts)
+                tally.add(np.asarray(counts["confusion"], np.int64), np.asarray(counts["images"]), index)
+                advance(int(self._work[index[index >= 0]].sum()))
+                if save and parallel.is_primary() and time.monotonic() - saved > _SAVE_SECONDS:
+                    save()
+                    saved = time.monotonic()
 
-            def to_device(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-                advance(1)
-                return parallel.to_global(batch, sharding)
+    def _scored(self, variables: Variables, indices: Sequence[int]) -> Iterator[tuple[Batch, Batch]]:
+        """Yield each batch and its counts, both on the devices."""
+        for way in self._ways:
+            members = [i for i in indices if i in way.members]
+            batches = eval_batches(
+                self._source,
+                canvas=None if way.scorer else self._card.size,
+                label_tile=TILE,
+                batch_size=self._batch_size,
+                indices=members,
+                shard_index=jax.process_index(),
+                shard_count=jax.process_count(),
+                num_workers=self._workers if members else 0,
+            )
+            with contextlib.closing(batches):
+                for batch in batches:
+                    batch["index"] = batch["index"].astype(np.int32)
+                    if way.scorer:
+                        batch |= _plans(way.scorer, batch)
+                    data = parallel.to_global(batch, self._sharding)
+                    index = self._share(data["index"])
+                    counts = way.step(variables, {name: x for name, x in data.items() if name != "index"})
+                    yield data, counts | {"index": index}
 
-            return count_split(self._eval_step, variables, batches, to_device)
+    def _write_predictions(self, data: Batch, counts: Batch) -> None:
+        """Write this process's label maps, as the data set's own values, to eval/predictions."""
+        parts = (parallel.local_rows(x) for x in (data["index"], data["size"], counts["labels"]))
+        for index, (height, width), labels in zip(*parts, strict=True):
+            if index >= 0:
+                path = self._directory / "eval" / "predictions" / f"{self._source.ids(int(index))}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(self._card.classes.to_raw(labels[:height, :width])).save(path)
 
-    def _protocol(self) -> dict[str, Any]:
-        return {
-            "name": "whole",
-            "description": "each image resized, ratio kept, into the canvas; one forward pass, no flip; scores "
-            "interpolated to the label's original size",
-            "size": self._card.size,
-            "scales": [1.0],
-            "flip": False,
-        }
+    def _pictured(self, variables: Variables, chosen: Sequence[int]) -> dict[int, np.ndarray]:
+        """Label the chosen images, and some spread over the split, once more: {index: labels u8 [H, W]}."""
+        # Spread: neighbours are often frames of one video.
+        spread = np.linspace(0, len(self._source) - 1, self._pictures).round().astype(int).tolist()
+        found = {i: np.empty(0) for i in spread}
+        for data, counts in _one_behind(self._scored(variables, [*found, *(i for i in chosen if i not in found)])):
+            shared = [np.asarray(self._share(x)) for x in (data["index"], data["size"], counts["labels"])]
+            for index, (height, width), labels in zip(*shared, strict=True):
+                if index >= 0:
+                    found[int(index)] = labels[:height, :width]
+        return found
 
-    def _draw(self, variables: Variables, show: Callable[[str, np.ndarray], None]) -> None:
-        """Write overlays of some images, and show the same beside the ground truth."""
-        # Every process holds a whole copy; this one's alone runs here, without the others.
-        local = jax.tree.map(lambda x: x.addressable_data(0), variables)
+    def _draw(
+        self,
+        pictured: dict[int, np.ndarray],
+        chosen: Sequence[int],
+        scores: results.Scores,
+        show: Callable[[str, np.ndarray], None],
+    ) -> None:
+        """Write overlays of the images spread over the split, show the same beside the truth, and write the gallery."""
         names, palette = self._card.classes.names, self._card.classes.palette
         folder = self._directory / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
-        # Spread over the split: neighbours are often frames of one video.
-        for i in np.linspace(0, len(self._source) - 1, self._pictures).round().astype(int):
-            example = self._source[int(i)]
-            image, truth = example["image"], example["label"]
-            labels = self._label(local, image)
-            stem = str(example["id"]).replace("/", "_")
-            Image.fromarray(overlay_with_legend(image, labels, names, palette)).save(folder / f"{stem}.png")
-            show(stem, side_by_side(image, labels, truth, names, palette))
+        gallery = results.Gallery(self._directory / "eval")
+        overlaid = list(pictured)[: self._pictures]
+        for i in dict.fromkeys([*overlaid, *chosen]):
+            example = self._source[i]
+            image, truth, labels = example["image"], example["label"], pictured[i]
+            if i in overlaid:
+                stem = str(example["id"]).replace("/", "_")
+                Image.fromarray(overlay_with_legend(image, labels, names, palette)).save(folder / f"{stem}.png")
+                show(stem, side_by_side(image, labels, truth, names, palette))
+            if i in chosen:
+                gallery.add(str(example["id"]), image, labels, truth, scores[i])
+        gallery.close()
+
+
+def _plans(scorer: SlidingScorer, batch: Batch) -> Batch:
+    """Return the plans of a batch's images, stacked; padding has no work."""
+    plans = [scorer.plan((int(height), int(width))) for height, width in batch["size"]]
+    stacked = {name: np.stack([plan[name] for plan in plans]) for name in plans[0]}
+    return stacked | {"count": np.where(batch["index"] < 0, 0, stacked["count"])}
+
+
+def _one_behind(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield each item when the next one was asked for, so that reading a result does not keep the device waiting."""
+    former: list[Item] = []
+    for item in items:
+        yield from former
+        former = [item]
+    yield from former

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 U8 = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Scalar = TypeVar("Scalar", bound=np.generic)  # the class-parameter syntax needs Python 3.12
 
 VOID_COLOR = (0, 0, 0)
@@ -24,6 +25,8 @@ VOID_NAME = "unlabelled"
 PAPER = (255, 255, 255)
 INK = (34, 34, 38)
 FAINT_INK = (118, 118, 126)
+RIGHT_INK, WRONG_INK = (17, 74, 139), (176, 32, 26)  # of a confusion matrix: all pixels of a label, right or wrong
+NO_PIXELS = (238, 238, 240)
 
 _READABLE_HEIGHT = 384  # pixels; smaller pictures are enlarged to about this
 _WIDEST_ENLARGED = 1600  # pixels; a panorama is not enlarged beyond this width
@@ -122,6 +125,42 @@ def legend_panel(maps: Mapping[str, Labels], names: Sequence[str], palette: U8, 
     return np.asarray(panel)
 
 
+def confusion_picture(confusion: Labels, names: Sequence[str]) -> U8:
+    """Draw pixel counts [C, C], row = label, column = prediction, as shares of each row; returns u8[H', W', 3].
+
+    The right ones are blue, the wrong ones red, and the square root of the share sets the strength, so that a few
+    per cent are seen. Rows without pixels are grey. A further column of the matrix is what was predicted as void.
+    """
+    counts = np.asarray(confusion, np.float64)
+    rows, columns = counts.shape
+    labelled = counts.sum(axis=1)
+    shares = counts / np.maximum(labelled, 1)[:, None]
+    cell = min(96, max(12, 760 // rows))
+    size = min(16, cell - 1)
+    font, gap = _font(size), size // 2 + 2
+    sides = [*names, *[VOID_NAME] * (columns - rows)]
+    margin = max(math.ceil(font.getlength(text)) for text in sides) + 2 * gap
+    heading, left = round(1.8 * size), margin + round(1.8 * size)
+    top = heading + margin
+    width = left + max(columns * cell, round(font.getlength("wrong" + 5 * "  100 %")) + 6 * size) + 2 * gap
+    sheet = Image.new("RGB", (width, top + rows * cell + 4 * heading), PAPER)
+    sheet.paste(Image.fromarray(_cells(shares, labelled > 0, cell)), (left, top))
+    draw = ImageDraw.Draw(sheet)
+    for k, text in enumerate(sides):
+        _draw_upwards(sheet, (left + k * cell + cell // 2, top - gap), text, font, INK)
+    for k, text in enumerate(names):
+        ink = INK if labelled[k] else FAINT_INK
+        draw.text((left - gap, top + k * cell + cell // 2), text, fill=ink, font=font, anchor="rm")
+    draw.text((left, heading // 2), "prediction", fill=FAINT_INK, font=font, anchor="lm")
+    _draw_upwards(sheet, (heading // 2, top + round(font.getlength("label"))), "label", font, FAINT_INK)
+    for i, j in np.argwhere(shares >= 0.005) if cell >= 30 else ():
+        ink = PAPER if shares[i, j] > 0.3 else INK
+        centre = (left + j * cell + cell // 2, top + i * cell + cell // 2)
+        draw.text(centre, f"{100 * shares[i, j]:.0f}", fill=ink, font=_font(min(16, cell * 2 // 5)), anchor="mm")
+    _draw_scale(draw, (left, top + rows * cell + heading), font, size)
+    return np.asarray(sheet)
+
+
 def contact_sheet(rows: Sequence[Sequence[U8]]) -> U8:
     """Lay pictures out in rows, top-left aligned on white with gaps between them; returns u8[H', W', 3].
 
@@ -143,6 +182,48 @@ def contact_sheet(rows: Sequence[Sequence[U8]]) -> U8:
             left += picture.shape[1] + gap
         top += height + gap
     return sheet
+
+
+def _strength(share: npt.NDArray[np.float64], ink: tuple[int, int, int]) -> U8:
+    """Mix paper and ink: [...] shares -> u8[..., 3]."""
+    paper = np.array(PAPER, np.float64)
+    return np.round(paper + np.sqrt(share)[..., None] * (np.array(ink) - paper)).astype(np.uint8)
+
+
+def _cells(shares: npt.NDArray[np.float64], labelled: npt.NDArray[np.bool_], cell: int) -> U8:
+    """Paint the squares of a confusion matrix, with a faint line after each, or after every tenth of small ones."""
+    rows, columns = shares.shape
+    diagonal = np.eye(rows, columns, dtype=np.bool_)[..., None]
+    colors = np.where(diagonal, _strength(shares, RIGHT_INK), _strength(shares, WRONG_INK))
+    colors[~labelled] = NO_PIXELS
+    picture = colors.repeat(cell, axis=0).repeat(cell, axis=1)
+    step = cell if cell >= 20 else 10 * cell
+    picture[step - 1 :: step] = picture[:, step - 1 :: step] = NO_PIXELS
+    picture[[0, -1]] = picture[:, [0, -1]] = FAINT_INK
+    return picture
+
+
+def _draw_upwards(sheet: Image.Image, foot: tuple[int, int], text: str, font: Font, ink: tuple[int, int, int]) -> None:
+    """Write from the bottom to the top, the middle of the first letter's edge at `foot`."""
+    width, height = math.ceil(font.getlength(text)) + 2, 2 * math.ceil(font.getlength("M"))
+    strip = Image.new("RGB", (width, height), PAPER)
+    ImageDraw.Draw(strip).text((0, height // 2), text, fill=ink, font=font, anchor="lm")
+    mask = Image.new("L", (width, height))
+    ImageDraw.Draw(mask).text((0, height // 2), text, fill=255, font=font, anchor="lm")
+    sheet.paste(strip.rotate(90, expand=True), (foot[0] - height // 2, foot[1] - width), mask.rotate(90, expand=True))
+
+
+def _draw_scale(draw: ImageDraw.ImageDraw, corner: tuple[int, int], font: Font, size: int) -> None:
+    """Explain the two colours by swatches from 1 to 100 %."""
+    for line, (text, ink) in enumerate((("right", RIGHT_INK), ("wrong", WRONG_INK))):
+        x, y = corner[0], corner[1] + line * round(1.5 * size)
+        draw.text((x, y + size // 2), text, fill=INK, font=font, anchor="lm")
+        x += round(font.getlength("wrong  "))
+        for percent in (1, 5, 20, 50, 100):
+            color = tuple(int(v) for v in _strength(np.array(percent / 100), ink))
+            draw.rectangle((x, y, x + size, y + size), fill=color, outline=FAINT_INK)
+            draw.text((x + size + size // 3, y + size // 2), f"{percent} %", fill=FAINT_INK, font=font, anchor="lm")
+            x += size + round(font.getlength("100 %  "))
 
 
 def _void_last(label: Labels, num_classes: int) -> npt.NDArray[np.intp]:
@@ -205,5 +286,5 @@ def _font_size(height: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(size: int) -> Font:
     return ImageFont.load_default(size)

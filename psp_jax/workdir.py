@@ -27,6 +27,8 @@ class ModelCard:
       classes: names, colours and label mapping.
       mean, std: RGB statistics on the 0..255 scale that images are normalised with.
       size: (height, width) of the canvas that images are fitted into.
+      window: (height, width) of the training crops, and so of sliding windows.
+      base_size: long side, in pixels, that the protocol semseg resizes images to.
     """
 
     model: dict[str, Any]
@@ -34,6 +36,8 @@ class ModelCard:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: tuple[int, int]
+    window: tuple[int, int]
+    base_size: int
 
     def write(self, directory: Path) -> None:
         """Write model.json into `directory`."""
@@ -44,6 +48,8 @@ class ModelCard:
             "mean": self.mean,
             "std": self.std,
             "size": self.size,
+            "window": self.window,
+            "base_size": self.base_size,
         }
         write_json(directory / "model.json", record)
 
@@ -58,12 +64,15 @@ class ModelCard:
         record = read_json(path)
         if record.get("format") != 1:
             raise ValueError(f"{path} has the format {record.get('format')!r}, this version of psp_jax reads format 1.")
+        window = record.get("window", record["size"])  # runs of version 0.1.0 have none
         return cls(
             model=record["model"],
             classes=ClassTable.from_dict(record["classes"]),
             mean=tuple(record["mean"]),
             std=tuple(record["std"]),
             size=(record["size"][0], record["size"][1]),
+            window=(window[0], window[1]),
+            base_size=record.get("base_size", 512),
         )
 
 
@@ -120,7 +129,7 @@ def lock(directory: Path) -> Iterator[None]:
         yield
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
     """Write `value` so that the file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

@@ -26,9 +26,9 @@ def test_check_pair_names_file_and_value() -> None:
     photo, label = data_sets.encode(data_sets.image(0), "JPEG"), data_sets.encode(data_sets.annotation(0, 3))
     assert check_pair(pair(photo, label), THREE) == (24, 32)
     for image, annotation, problem in (
-        (photo[:-40], label, r"^images/a\.jpg cannot be read, it is damaged or truncated"),
-        (b"", label, r"^images/a\.jpg cannot be read"),
-        (b"GIF89a", label, r"^images/a\.jpg cannot be read"),
+        (photo[:-40], label, r"^images/a\.jpg is not a readable image \(\d+ bytes\): damaged or truncated"),
+        (b"", label, r"^images/a\.jpg is not a readable image \(0 bytes\)"),
+        (b"GIF89a", label, r"^images/a\.jpg is not a readable image"),
         (photo, label[: len(label) // 2], r"^annotations/a\.png cannot be read"),
         (photo, photo, r"^annotations/a\.png is not a PNG file"),
         (photo, data_sets.encode(data_sets.image(0)), r"^annotations/a\.png holds colours, not class values"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from psp_jax.data.transforms import fit_image, fitted_size
-from psp_jax.inference import count_split, make_eval_step, make_labeler
+from psp_jax.inference import make_eval_step, make_labeler
 from psp_jax.interpolation import resize
 
 CANVAS = (65, 81)
@@ -26,14 +26,15 @@ def scores_of(variables: object, image: jax.Array) -> jax.Array:
     )
 
 
-def expected_labels(image: np.ndarray, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The chain one step at a time: resize, pad, scores, upsample, crop, resize back, argmax; also top-two margin."""
+def expected_labels(image: np.ndarray, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The chain one step at a time: resize, pad, scores, upsample, crop, resize back: labels, probability, margin."""
     fitted, valid = fit_image(image, CANVAS)
     scores = scores_of(None, jnp.asarray(fitted[None]))
     full = np.asarray(resize(scores, CANVAS, align_corners))[0, : valid[0], : valid[1]]
     back = cv2.resize(full, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
     top = np.sort(back, axis=-1)
-    return back.argmax(-1), top[..., -1] - top[..., -2]
+    probability = 1 / np.exp(back - top[..., -1:]).sum(-1)
+    return back.argmax(-1), probability, top[..., -1] - top[..., -2]
 
 
 def smooth_image(height: int, width: int, seed: int) -> np.ndarray:
@@ -43,16 +44,18 @@ def smooth_image(height: int, width: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_labels_agree_with_the_chain_at_every_size(align_corners: bool) -> None:
-    label = make_labeler(scores_of, canvas=CANVAS, align_corners=align_corners, tile=32)
-    for seed, size in enumerate([(65, 81), (130, 100), (20, 33), (64, 300), (7, 5), (1, 1)]):
-        image = smooth_image(*size, seed)
-        labels = label({}, image)
-        expected, margin = expected_labels(image, align_corners)
-        assert labels.shape == size
-        assert labels.dtype == np.uint8
+    label = make_labeler(scores_of, canvas=CANVAS, align_corners=align_corners, batch=4, tile=32)
+    sizes = [(65, 81), (130, 100), (20, 33), (64, 300), (7, 5), (1, 1)]
+    images = [smooth_image(*size, seed) for seed, size in enumerate(sizes)]
+    for image, (labels, confidence) in zip(images, label({}, images), strict=True):
+        size = image.shape[:2]
+        expected, probability, margin = expected_labels(image, align_corners)
+        assert labels.shape == confidence.shape == size
+        assert labels.dtype == confidence.dtype == np.uint8
         clear = margin > 1e-4
         np.testing.assert_array_equal(labels[clear], expected[clear])
         assert clear.mean() > 0.95 or size == (1, 1)
+        np.testing.assert_allclose(confidence, 255 * probability, atol=0.51)
 
 
 def test_counting_agrees_with_labelling_and_ignores_padding() -> None:
@@ -73,22 +76,19 @@ def test_counting_agrees_with_labelling_and_ignores_padding() -> None:
         batch["label"][i, : truth.shape[0], : truth.shape[1]] = truth
         batch["size"][i] = truth.shape
     step = jax.jit(make_eval_step(scores_of, num_classes=5, canvas=CANVAS, align_corners=True, tile=tile))
-    confusion = count_split(step, {}, [batch, batch], lambda b: {k: jnp.asarray(v) for k, v in b.items()})
+    counts = step({}, {k: jnp.asarray(v) for k, v in batch.items() if k != "index"})
 
     label = make_labeler(scores_of, canvas=CANVAS, align_corners=True, tile=tile)
-    expected = np.zeros((5, 5), np.int64)
-    for image, truth in zip(images, truths, strict=True):
-        valid = truth != 255
-        np.add.at(expected, (truth[valid], label({}, image)[valid]), 2)
-    np.testing.assert_array_equal(confusion, expected)
-    assert step._cache_size() == 1
+    expected = np.zeros((4, 5, 5), np.int64)
+    for i, (image, truth) in enumerate(zip(images, truths, strict=True)):
+        valid, found = truth != 255, label({}, [image])[0][0]
+        np.add.at(expected[i], (truth[valid], found[valid]), 1)
+        np.testing.assert_array_equal(counts["labels"][i, : truth.shape[0], : truth.shape[1]], found)
+    np.testing.assert_array_equal(counts["confusion"], expected.sum(0))
+    parts = [np.diagonal(expected, axis1=1, axis2=2), expected.sum(2), expected.sum(1)]
+    np.testing.assert_array_equal(counts["images"], np.stack(parts, 1))
 
 
 def test_fitted_size_keeps_the_ratio() -> None:
     assert fitted_size((100, 200), (65, 81)) == (40, 81)
     assert fitted_size((200, 100), (65, 81)) == (65, 32)
-
-
-def test_an_empty_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="holds no image"):
-        count_split(lambda v, b: jnp.zeros((1, 1)), {}, [], lambda b: {})

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psp_jax.metrics import confusion_matrix, summarize
+from psp_jax.metrics import confusion_csv, confusion_matrix, per_image_scores, summarize
 
 
 def test_confusion_matrix_by_hand() -> None:
@@ -55,3 +55,28 @@ def test_counts_beyond_32_bits_stay_exact() -> None:
     huge = 3 * 2**33
     scores = summarize(np.array([[huge, 1], [0, huge]]), ("a", "b"))
     assert scores["pixels"] == 2 * huge + 1
+
+
+def test_per_image_scores_by_hand_and_as_of_one_matrix() -> None:
+    confusion = np.array([[6, 2, 1, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    images = [confusion, np.zeros_like(confusion), np.diag([0, 0, 5, 0])]
+    scores = per_image_scores(
+        np.array([np.diag(c) for c in images]),
+        np.array([c.sum(1) for c in images]),
+        np.array([c.sum(0) for c in images]),
+    )
+    assert scores[0] == {"mean_iou": (0.6 + 0.5 + 0.0) / 3, "pixel_accuracy": 9 / 13}
+    assert scores[1] == {"mean_iou": None, "pixel_accuracy": None}
+    assert scores[2] == {"mean_iou": 1.0, "pixel_accuracy": 1.0}
+    for image, matrix in zip(scores, images, strict=True):
+        whole = summarize(matrix, ("a", "b", "c", "d"))
+        assert image == {name: whole[name] for name in image}
+
+
+def test_confusion_csv_quotes_names_and_keeps_every_digit() -> None:
+    text = confusion_csv(np.array([[2**53 + 1, 0], [3, 4]]), ("road, paved", 'a "b"'))
+    assert text == ('label \\ prediction,"road, paved","a ""b"""\n"road, paved",9007199254740993,0\n"a ""b""",3,4\n')
+    assert confusion_csv(np.array([[1, 0, 7], [3, 4, 0]]), ("a", "b")).splitlines()[:2] == [
+        "label \\ prediction,a,b,unlabelled",
+        "a,1,0,7",
+    ]

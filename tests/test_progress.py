@@ -131,7 +131,10 @@ def test_long_work_gives_a_sign_of_life_without_a_terminal(capsys, monkeypatch):
     with progress.track(30, "validate") as advance:
         for _ in range(3):
             advance(10)
-    assert capsys.readouterr().out.splitlines() == ["validate: 20/30 after 35 s", "validate: 30/30 in 50.0 s"]
+    assert capsys.readouterr().out.splitlines() == [
+        "validate: 20/30 after 35 s, 0:00:18 left",
+        "validate: 30/30 in 50.0 s",
+    ]
 
 
 def test_terminal_shows_bars_and_lines(tmp_path):
@@ -143,7 +146,9 @@ with Progress({str(tmp_path)!r}, 4, 0, primary=True, tensorboard=False) as log:
         log.log(step, {{"loss": 1.5, "images_per_second": 7.0}})
     log.say("[bold] is text, not markup")
     with log.track(2, "validate") as advance:
-        advance(2)
+        advance(1)
+        log.say("half")  # a line redraws the bars
+        advance(1)
 """
     outer, inner = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -164,7 +169,7 @@ with Progress({str(tmp_path)!r}, 4, 0, primary=True, tensorboard=False) as log:
     text = shown.decode()
     assert "\x1b[" in text and "4/4" in text
     assert "step 4/4  loss 1.5  7.0 images/s" in text
-    assert "validate: 2/2 in " in text and "[bold] is text, not markup" in text
+    assert "0:00:00 left" in text and "validate: 2/2 in " in text and "[bold] is text, not markup" in text
 
 
 def test_tensorboard_holds_scalars_and_images_and_purges_what_is_taken_again(tmp_path):

@@ -175,6 +175,41 @@ def test_contact_sheet_keeps_every_picture_whole():
         visualize.contact_sheet([[]])
 
 
+def matrix(size: int, columns: int) -> np.ndarray:
+    """Every label with 80 % right, 20 % in the next column, and nothing elsewhere."""
+    counts = np.eye(size, columns, dtype=np.int64) * 80
+    counts[np.arange(size), (np.arange(size) + 1) % columns] += 20
+    return counts
+
+
+@pytest.mark.parametrize(("size", "columns"), [(2, 2), (3, 4), (19, 19), (150, 151)])
+def test_confusion_picture_is_blue_where_right_and_red_where_wrong(size, columns):
+    names = [f"class {k}" for k in range(size)]
+    picture = visualize.confusion_picture(matrix(size, columns), names)
+    assert picture.dtype == np.uint8 and max(picture.shape) < 2400
+    cell = min(96, max(12, 760 // size))
+    right, wrong = (
+        tuple(visualize._strength(np.array(share), ink))
+        for share, ink in ((0.8, visualize.RIGHT_INK), (0.2, visualize.WRONG_INK))
+    )
+    for color in (right, wrong):
+        area = count(picture, color) / (size * cell**2)
+        assert 0.7 < area <= 1.1, "a square for each label, less numbers and lines, more a swatch of the scale"
+    line = picture[np.argwhere((picture == right).all(-1))[0, 0] + 2]  # of the first label
+    assert np.flatnonzero((line == right).all(-1))[-1] < np.flatnonzero((line == wrong).all(-1))[0]
+    assert right[2] > right[0] and wrong[0] > wrong[2]
+
+
+def test_confusion_picture_follows_names_counts_and_empty_rows():
+    counts = matrix(3, 3)
+    picture = visualize.confusion_picture(counts, NAMES)
+    np.testing.assert_array_equal(picture, visualize.confusion_picture(counts * 10**12, NAMES))
+    assert not np.array_equal(picture, visualize.confusion_picture(counts, ("roof", "grass", "sea")))
+    counts[1] = 0
+    empty = visualize.confusion_picture(counts, NAMES)
+    assert count(empty, visualize.NO_PIXELS) - count(picture, visualize.NO_PIXELS) > 0.9 * 3 * 96 * 96
+
+
 @pytest.mark.skipif(not CAMVID.exists(), reason="needs the shared data folder beside the repository")
 def test_camvid_image_shows_its_classes():
     table = json.loads((CAMVID / "classes" / "camvid.json").read_text())

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,24 +77,27 @@ def train_batches(
 def eval_batches(
     source: Source,
     *,
-    canvas: Size,
+    canvas: Size | None,
     label_tile: int,
     batch_size: int,
+    indices: Sequence[int] | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
     num_workers: int = 0,
 ) -> BatchIterator:
-    """Returns this host's rows of the whole split, in order, every record exactly once over all hosts.
+    """Returns this host's rows of the records `indices` (or all), in order, each exactly once over all hosts.
 
     batch_size is global. Every host gets the same number of batches; padding examples have index -1, label 255
     everywhere, size (1, 1) and plain colour. Batches: image u8[n, Hc, Wc, 3], valid i32[n, 2], label u8[n, Hm, Wm],
     size i32[n, 2], index i64[n], as transforms.fit makes them; Hm, Wm is the source's max_size rounded up to
-    multiples of label_tile. Errors as in train_batches.
+    multiples of label_tile. Without a canvas images keep their size: image u8[n, Hm, Wm, 3], no `valid`. Errors as in
+    train_batches.
     """
+    positions = tuple(range(len(source)) if indices is None else indices)
     label_size = tuple(-(-length // label_tile) * label_tile for length in source.max_size)
-    examples = _EvalExamples(source, canvas, (label_size[0], label_size[1]))
+    examples = _EvalExamples(source, positions, canvas, (label_size[0], label_size[1]))
     batches = _host_batches(source, examples, batch_size, shard_index, shard_count)
-    return _iterate(batches, 0, -(-len(source) // batch_size), num_workers)
+    return _iterate(batches, 0, -(-len(positions) // batch_size), num_workers)
 
 
 def _host_batches(
@@ -158,23 +161,23 @@ class _TrainExample:
 @dataclasses.dataclass(frozen=True)
 class _EvalExamples:
     source: Source
-    canvas: Size
+    indices: tuple[int, ...]
+    canvas: Size | None
     label_size: Size
 
     def __getitem__(self, position: int) -> Example:
-        if position >= len(self.source):
-            return self._padding()
-        with _naming_record(self.source, position):
-            record = self.source[position]
-            example = transforms.fit(record["image"], record["label"], self.canvas, self.label_size)
-        return {**example, "index": np.array(position, np.int64)}
+        if position >= len(self.indices):
+            # A void pixel of the mean colour, since a size of 0 would divide by zero further on.
+            image = np.full((1, 1, 3), transforms.PIXEL_FILL, np.uint8)
+            return self._fit(image, np.full((1, 1), transforms.LABEL_FILL, np.uint8), -1)
+        index = self.indices[position]
+        with _naming_record(self.source, index):
+            record = self.source[index]
+            return self._fit(record["image"], record["label"], index)
 
-    def _padding(self) -> Example:
-        """A void pixel of the mean colour, since a size of 0 would divide by zero further on."""
-        image = np.full((1, 1, 3), transforms.PIXEL_FILL, np.uint8)
-        label = np.full((1, 1), transforms.LABEL_FILL, np.uint8)
+    def _fit(self, image: np.ndarray, label: np.ndarray, index: int) -> Example:
         example = transforms.fit(image, label, self.canvas, self.label_size)
-        return {**example, "index": np.array(-1, np.int64)}
+        return {**example, "index": np.array(index, np.int64)}
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Random access to the prepared records of one split. Imports no jax: worker processes of the pipeline unpickle it."""
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class Source:
     def ids(self, index: int) -> str:
         """Return the id of an example without decoding its pixels."""
         return str(self._record(index)["id"].decode())
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return (height, width) of every label, read from the files' headers."""
+        headers = (self._record(index)["annotation"][16:24] for index in range(len(self)))
+        return [(height, width) for width, height in (struct.unpack(">II", header) for header in headers)]
 
     def _record(self, index: int) -> dict[str, bytes]:
         if not 0 <= index < len(self):

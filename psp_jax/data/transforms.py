@@ -200,12 +200,13 @@ def fit_image(image: U8, canvas: Size) -> tuple[U8, Size]:
     return _pad(resized, (0, 0), (canvas[0] - valid[0], canvas[1] - valid[1]), PIXEL_FILL), valid
 
 
-def fit(image: U8, label: U8, canvas: Size, label_size: Size) -> dict[str, np.ndarray]:
+def fit(image: U8, label: U8, canvas: Size | None, label_size: Size) -> dict[str, np.ndarray]:
     """Fits one evaluation example to fixed shapes, without touching the label's resolution.
 
     image: u8[H, W, 3]; label: u8[H, W]; canvas: (Hc, Wc); label_size: (Hm, Wm), at least (H, W).
     Returns image u8[Hc, Wc, 3] resized (cv2 linear) with the content at the top left, the rest PIXEL_FILL;
     valid i32[2] (h, w) of that content; label u8[Hm, Wm] at the top left, the rest 255; size i32[2] original (H, W).
+    Without a canvas the image keeps its size, image u8[Hm, Wm, 3], and there is no `valid`.
     """
     size = label.shape[0], label.shape[1]
     if size[0] > label_size[0] or size[1] > label_size[1]:
@@ -213,10 +214,12 @@ def fit(image: U8, label: U8, canvas: Size, label_size: Size) -> dict[str, np.nd
             f"The label is {size[0]}x{size[1]} pixels, more than the {label_size[0]}x{label_size[1]} that its split"
             " announces; prepare the data set again."
         )
-    fitted, valid = fit_image(image, canvas)
-    return {
-        "image": fitted,
-        "valid": np.array(valid, np.int32),
-        "label": _pad(label, (0, 0), (label_size[0] - size[0], label_size[1] - size[1]), (LABEL_FILL,)),
+    after = (label_size[0] - size[0], label_size[1] - size[1])
+    example: dict[str, np.ndarray] = {
+        "label": _pad(label, (0, 0), after, (LABEL_FILL,)),
         "size": np.array(size, np.int32),
     }
+    if canvas is None:
+        return example | {"image": _pad(image, (0, 0), after, PIXEL_FILL)}
+    fitted, valid = fit_image(image, canvas)
+    return example | {"image": fitted, "valid": np.array(valid, np.int32)}

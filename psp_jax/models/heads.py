@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.interpolation import adaptive_average_pool, adaptive_max_pool, resize
+from psp_jax.interpolation import adaptive_average_pool, adaptive_max_pool, resize, resize_into
 from psp_jax.models.layers import Classifier, ConvBN, torch_default_init
 
 Array = jax.Array
@@ -23,10 +23,10 @@ class FCNHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Array, train: bool) -> Array:
-        """Map features [B, h, w, C] to logits f32 [B, h, w, num_classes]."""
+    def __call__(self, features: Array, train: bool, valid: Array | None = None) -> Array:
+        """Map features [B, h, w, C], real in their first `valid` rows and columns, to logits f32 [B, h, w, classes]."""
         conv = ConvBN(self.channels, 3, kernel_init=torch_default_init, dtype=self.dtype, name="conv")
-        return Classifier(self.num_classes, self.dropout, name="classifier")(conv(features, train), train)
+        return Classifier(self.num_classes, self.dropout, name="classifier")(conv(features, train, valid), train)
 
 
 class PSPHead(nn.Module):
@@ -50,16 +50,21 @@ class PSPHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Array, train: bool) -> Array:
-        """Map features [B, h, w, C] to logits f32 [B, h, w, num_classes]."""
+    def __call__(self, features: Array, train: bool, valid: Array | None = None) -> Array:
+        """Map features [B, h, w, C], real in their first `valid` rows and columns, to logits f32 [B, h, w, classes]."""
         size = (features.shape[1], features.shape[2])
         levels = [features]
         for bins in self.bins:
-            x = POOLS[self.pool](features, bins)
+            x = POOLS[self.pool](features, bins, valid)
             if self.reduce:
                 width = features.shape[-1] // len(self.bins)
                 x = ConvBN(width, 1, kernel_init=torch_default_init, dtype=self.dtype, name=f"level{bins}")(x, train)
-            levels.append(resize(x, size, self.align_corners))
+            x = (
+                resize(x, size, self.align_corners)
+                if valid is None
+                else resize_into(x, size, valid, self.align_corners)
+            )
+            levels.append(x)
         x = jnp.concatenate(levels, axis=-1)
-        x = ConvBN(self.channels, 3, kernel_init=torch_default_init, dtype=self.dtype, name="fuse")(x, train)
+        x = ConvBN(self.channels, 3, kernel_init=torch_default_init, dtype=self.dtype, name="fuse")(x, train, valid)
         return Classifier(self.num_classes, self.dropout, name="classifier")(x, train)

@@ -67,8 +67,12 @@ class ConvBN(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Map [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
+    def __call__(self, x: Array, train: bool, valid: Array | None = None) -> Array:
+        """Map [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
+
+        Where `valid` i32 [B, 2] says which (height, width) of each image's output is real, what is beyond becomes zero,
+        as the padding of a convolution that follows is.
+        """
         pad = self.dilation * (self.kernel - 1) // 2
         x = nn.Conv(
             self.features,
@@ -82,7 +86,19 @@ class ConvBN(nn.Module):
             name="conv",
         )(x)
         x = BatchNorm(dtype=self.dtype, name="bn")(x, train)
-        return nn.relu(x) if self.relu else x
+        x = nn.relu(x) if self.relu else x
+        return x if valid is None else x * inside(valid, x.shape[1:3]).astype(x.dtype)
+
+
+def strided(valid: Array | None, stride: int) -> Array | None:
+    """Return what is real of the output of a layer with this stride whose input has the real part `valid`."""
+    return None if valid is None else (valid + stride - 1) // stride
+
+
+def inside(valid: Array, size: tuple[int, ...]) -> Array:
+    """Return bool [B, H, W, 1], True within the first `valid` i32 [B, 2] rows and columns of maps of this size."""
+    rows, columns = (jnp.arange(size[axis]) < valid[:, axis, None] for axis in range(2))
+    return rows[:, :, None, None] & columns[:, None, :, None]
 
 
 class Classifier(nn.Module):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.models.layers import ConvBN
+from psp_jax.models.layers import ConvBN, strided
 
 Array = jax.Array
 
@@ -45,13 +45,14 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Map [B, H, W, C] to [B, H / stride, W / stride, width]."""
+    def __call__(self, x: Array, train: bool, valid: Array | None = None) -> Array:
+        """Map [B, H, W, C], real in its first `valid` rows and columns, to [B, H / stride, W / stride, width]."""
         first, second = self.dilations
-        y = ConvBN(self.width, 3, self.stride, first, dtype=self.dtype, name="conv1")(x, train)
-        y = ConvBN(self.width, 3, 1, second, relu=False, dtype=self.dtype, name="conv2")(y, train)
+        after = strided(valid, self.stride)
+        y = ConvBN(self.width, 3, self.stride, first, dtype=self.dtype, name="conv1")(x, train, after)
+        y = ConvBN(self.width, 3, 1, second, relu=False, dtype=self.dtype, name="conv2")(y, train, after)
         if x.shape != y.shape:
-            x = ConvBN(self.width, 1, self.stride, relu=False, dtype=self.dtype, name="downsample")(x, train)
+            x = ConvBN(self.width, 1, self.stride, relu=False, dtype=self.dtype, name="downsample")(x, train, after)
         return nn.relu(x + y)
 
 
@@ -65,14 +66,15 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Map [B, H, W, C] to [B, H / stride, W / stride, 4 width]."""
+    def __call__(self, x: Array, train: bool, valid: Array | None = None) -> Array:
+        """Map [B, H, W, C], real in its first `valid` rows and columns, to [B, H / stride, W / stride, 4 width]."""
         features = self.expansion * self.width
-        y = ConvBN(self.width, 1, dtype=self.dtype, name="conv1")(x, train)
-        y = ConvBN(self.width, 3, self.stride, self.dilations[0], dtype=self.dtype, name="conv2")(y, train)
-        y = ConvBN(features, 1, relu=False, dtype=self.dtype, name="conv3")(y, train)
+        after = strided(valid, self.stride)
+        y = ConvBN(self.width, 1, dtype=self.dtype, name="conv1")(x, train, valid)
+        y = ConvBN(self.width, 3, self.stride, self.dilations[0], dtype=self.dtype, name="conv2")(y, train, after)
+        y = ConvBN(features, 1, relu=False, dtype=self.dtype, name="conv3")(y, train, after)
         if x.shape != y.shape:
-            x = ConvBN(features, 1, self.stride, relu=False, dtype=self.dtype, name="downsample")(x, train)
+            x = ConvBN(features, 1, self.stride, relu=False, dtype=self.dtype, name="downsample")(x, train, after)
         return nn.relu(x + y)
 
 
@@ -99,11 +101,17 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> list[Array]:
-        """Map images [B, H, W, 3] to the outputs of the four stages, the last [B, h, w, 8 or 32 width]."""
+    def __call__(self, x: Array, train: bool, valid: Array | None = None) -> list[Array]:
+        """Map images [B, H, W, 3] to the outputs of the four stages, the last [B, h, w, 8 or 32 width].
+
+        Where only the first `valid` i32 [B, 2] rows and columns of each image are real and the rest zero, the outputs
+        are those of the smaller images, with zeros around.
+        """
         for i, (kernel, width, stride) in enumerate(STEMS[self.stem], start=1):
-            x = ConvBN(width * self.width // 64, kernel, stride, dtype=self.dtype, name=f"stem{i}")(x, train)
+            valid = strided(valid, stride)
+            x = ConvBN(width * self.width // 64, kernel, stride, dtype=self.dtype, name=f"stem{i}")(x, train, valid)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        valid = strided(valid, 2)
         block_class: Any = BasicBlock if self.depth < 50 else Bottleneck
         if self.remat:
             block_class = nn.remat(block_class, static_argnums=(2,))
@@ -119,7 +127,8 @@ class ResNet(nn.Module):
                     (first, dilation),
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_block{i}",
-                )(x, train)
+                )(x, train, valid)
+                valid = strided(valid, stride if i == 0 else 1)
             previous = dilation
             outputs.append(x)
         return outputs

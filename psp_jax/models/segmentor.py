@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from psp_jax.models.heads import POOLS, FCNHead, PSPHead
+from psp_jax.models.layers import strided
 from psp_jax.models.resnet import BLOCKS, FIRST_BLOCK_DILATIONS, STAGES, STEMS, ResNet
 
 Array = jax.Array
@@ -22,17 +23,19 @@ class Segmentor(nn.Module):
     The parameters of `backbone` are meant to start pretrained; `head` and `aux_head` are new and learn faster.
     """
 
-    backbone: nn.Module
+    backbone: ResNet
     head: nn.Module
     aux_head: nn.Module | None = None
 
-    def __call__(self, image: Array, train: bool) -> dict[str, Array]:
+    def __call__(self, image: Array, train: bool, valid: Array | None = None) -> dict[str, Array]:
         """Map normalised images f32 [B, H, W, 3] to {"logits": f32 [B, h, w, C]}, h = ceil(H / output stride).
 
-        When training, "aux_logits" of the auxiliary head on the third stage comes with them.
+        When training, "aux_logits" of the auxiliary head on the third stage comes with them. For evaluation `valid`
+        i32 [B, 2] may tell that only the first (height, width) of each image are real and the rest is zero: the first
+        logits then are those of the smaller images, so that one compiled program serves all sizes.
         """
-        stages = self.backbone(image, train)
-        outputs = {"logits": self.head(stages[-1], train)}
+        stages = self.backbone(image, train, valid)
+        outputs = {"logits": self.head(stages[-1], train, strided(valid, self.backbone.output_stride))}
         if self.aux_head is not None and train:
             outputs["aux_logits"] = self.aux_head(stages[-2], train)
         return outputs

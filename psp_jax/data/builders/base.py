@@ -109,7 +109,6 @@ def check_pair(pair: Pair, classes: ClassTable) -> tuple[int, int]:
       ValueError: names the file: unreadable or truncated, colours in place of class values, sizes that differ, or a
         value that the class table does not know.
     """
-    decode.check_complete(pair.image, pair.image_name)
     image = decode.decode_image(pair.image, pair.image_name)
     label = decode.decode_annotation(pair.annotation, pair.annotation_name)
     if image.shape[:2] != label.shape:

@@ -1,0 +1,46 @@
+"""What an evaluation has counted so far, kept in a file so that an interrupted one goes on where it was."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+class Tally:
+    """Counts of the images of a split: i64 confusion [C, C] and, per image, hits, labelled and predicted pixels.
+
+    Attributes:
+      confusion: i64 [C, C], row = label, of all images done.
+      images: i32 [N, 3, C], hits, labelled and predicted pixels of each image and class.
+      done: bool [N].
+    """
+
+    def __init__(self, num_images: int, num_classes: int) -> None:
+        self.confusion = np.zeros((num_classes, num_classes), np.int64)
+        self.images = np.zeros((num_images, 3, num_classes), np.int32)
+        self.done = np.zeros(num_images, np.bool_)
+
+    def add(self, confusion: np.ndarray, images: np.ndarray, index: np.ndarray) -> None:
+        """Add a batch: confusion [C, C], images [B, 3, C] and index [B] of its images, -1 for padding."""
+        real = index >= 0
+        if self.done[index[real]].any():
+            raise ValueError("An image was counted twice; this is a fault of the program.")
+        self.confusion += confusion
+        self.images[index[real]] = images[real]
+        self.done[index[real]] = True
+
+    def save(self, path: Path, owner: str) -> None:
+        """Write the counts, atomically; `owner` says of which evaluation they are."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.new")
+        with fresh.open("wb") as file:
+            np.savez(file, owner=owner, confusion=self.confusion, images=self.images, done=self.done)
+        os.replace(fresh, path)
+
+    def load(self, path: Path, owner: str) -> None:
+        """Take over the counts in `path`, if there are any and they are of the same evaluation."""
+        if not path.exists():
+            return
+        with np.load(path) as file:
+            if str(file["owner"]) == owner and file["done"].shape == self.done.shape:
+                self.confusion, self.images, self.done = file["confusion"], file["images"], file["done"]
