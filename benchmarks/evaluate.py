@@ -86,12 +86,13 @@ def measure(depth: int, dtype: str, window: int, protocol: Protocol, batch: int,
         output_stride=8,
         batch=batch,
     )
-    step = make_sliding_step(scorer, parallel.make_mesh())
+    step = jax.jit(make_sliding_step(scorer, parallel.make_mesh()))
     room = [-(-side // TILE) * TILE for side in image.shape[:2]]
     padded = np.pad(image, [(0, r - s) for r, s in zip((*room, 3), image.shape, strict=True)])
     plan = scorer.plan(image.shape[:2])
     example = {"image": padded, "label": np.zeros(room, np.uint8), "size": np.array(image.shape[:2], np.int32), **plan}
-    data = jax.device_put({name: value[None] for name, value in example.items()})
+    example["index"] = np.int32(0)
+    data = jax.device_put({name: np.asarray(value)[None] for name, value in example.items()})
     chunks = -(-int(plan["count"]) // batch)
     windows = jax.device_put(np.zeros((batch, window, window, 3), np.float32))
     bare = jax.jit(forward)

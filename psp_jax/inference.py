@@ -99,7 +99,7 @@ def make_eval_step(
 
     The batch is what `data.pipeline.eval_batches` yields: label [B, Hm, Wm] with Hm and Wm multiples of `tile`; its
     padding is void and counts nowhere. As many tiles are computed as the largest image of the batch needs.
-    The counts are what `count_parts` makes of each image's confusion matrix, and labels u8 [B, Hm, Wm].
+    The counts are what `count_parts` makes of each image's confusion matrix, labels u8 [B, Hm, Wm], and the index.
     """
 
     def eval_step(variables: Variables, batch: dict[str, Array]) -> dict[str, Array]:
@@ -121,7 +121,7 @@ def make_eval_step(
 
         zeros = jnp.zeros((label.shape[0], num_classes, num_classes), jnp.int32)
         confusion, labels = lax.fori_loop(0, rows * columns, count, (zeros, jnp.zeros_like(label)))
-        return count_parts(confusion) | {"labels": labels}
+        return count_parts(confusion) | {"labels": labels, "index": batch["index"]}
 
     return eval_step
 

@@ -234,8 +234,8 @@ def layout(protocol: Protocol, sizes: Iterable[Size]) -> Layout:
     return Layout(tuple((max(height, window[0]), max(width, window[1])) for height, width in canvases), windows)
 
 
-def plan(protocol: Protocol, shapes: Layout, size: Size) -> Plan:
-    """Return what is done with an image of this size (height, width), as arrays of fixed shapes.
+def plan(protocol: Protocol, shapes: Layout, size: Size | None) -> Plan:
+    """Return what is done with an image of this size (height, width), nothing for None, as arrays of fixed shapes.
 
     Returns:
       windows: i32 [N, 4], (view, top, left, mirrored) on the view's canvas; N = `shapes.windows`, only the first
@@ -247,6 +247,11 @@ def plan(protocol: Protocol, shapes: Layout, size: Size) -> Plan:
     """
     rows, columns = (np.zeros((len(protocol.views), length), np.float32) for length in shapes.shape)
     views = np.zeros((len(protocol.views), 4), np.int32)
+    windows = np.zeros((shapes.windows, 4), np.int32)
+    count = np.array(0, np.int32)
+    steps: Plan = {"windows": windows, "count": count, "views": views, "row_shares": rows, "column_shares": columns}
+    if size is None:
+        return steps
     for view, (scale, mirrors) in enumerate(protocol.views):
         resized, canvas = protocol.resized(size, scale), protocol.canvas(size, scale)
         views[view] = *resized, (canvas[0] - resized[0]) // 2, (canvas[1] - resized[1]) // 2
@@ -258,10 +263,9 @@ def plan(protocol: Protocol, shapes: Layout, size: Size) -> Plan:
                 covered = covered[::-1]
             shares[view, : canvas[axis]] = 1.0 / (covered * pairs)
     listed = _windows(protocol, size)
-    windows = np.zeros((shapes.windows, 4), np.int32)
     windows[: len(listed)] = listed
-    count = np.array(len(listed), np.int32)
-    return {"windows": windows, "count": count, "views": views, "row_shares": rows, "column_shares": columns}
+    count[...] = len(listed)
+    return steps
 
 
 def origins(length: int, window: int, stride: int) -> list[int]:

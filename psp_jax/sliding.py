@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from psp_jax.inference import TILE, Labeler, Variables, count_parts, join_tiles, labels_and_confidence
 from psp_jax.metrics import confusion_matrix
@@ -76,7 +76,7 @@ class SlidingScorer:
     batch: int
     tile: int = TILE
 
-    def plan(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    def plan(self, size: tuple[int, int] | None) -> dict[str, np.ndarray]:
         """Return `protocols.plan` of an image of `size`, with room for whole batches of windows."""
         arrays = plan(self.protocol, self.shapes, size)
         spare = -len(arrays["windows"]) % self.batch
@@ -182,14 +182,13 @@ class SlidingScorer:
 
 
 def make_sliding_step(scorer: SlidingScorer, mesh: Mesh) -> Callable[[Variables, Batch], dict[str, Array]]:
-    """Return the compiled function (variables, batch) -> counts, which shares the images out among all devices.
+    """Return the function (variables, batch) -> counts, which shares the images out among all devices.
 
     Each device works through its own images, so that a large one keeps no other device waiting until the end; the
     network sees the same shapes on any number of devices, and the counts are the same to the last one.
 
     The batch holds image u8 [B, Hm, Wm, 3], label u8 [B, Hm, Wm], size i32 [B, 2] and the scorer's plans, stacked; Hm
-    and Wm are multiples of the tile. The counts are those of `inference.make_eval_step`; labels stay where they were
-    made.
+    and Wm are multiples of the tile. The counts are those of `inference.make_eval_step`.
     """
 
     def count_image(variables: Variables, example: Batch) -> tuple[Array, Array]:
@@ -214,16 +213,12 @@ def make_sliding_step(scorer: SlidingScorer, mesh: Mesh) -> Callable[[Variables,
     def count_local(variables: Variables, batch: Batch) -> dict[str, Array]:
         confusion, labels = lax.map(lambda example: count_image(variables, example), batch)
         counts = count_parts(confusion)
-        return counts | {"confusion": lax.psum(counts["confusion"], mesh.axis_names), "labels": labels}
+        total = lax.psum(counts["confusion"], mesh.axis_names)
+        return counts | {"confusion": total, "labels": labels, "index": batch["index"]}
 
     shared = PartitionSpec(mesh.axis_names)
-    parts = {"confusion": PartitionSpec(), "images": shared, "labels": shared}
-    step = jax.shard_map(count_local, mesh=mesh, in_specs=(PartitionSpec(), shared), out_specs=parts, check_vma=False)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(
-        step,
-        out_shardings={"confusion": everywhere, "images": everywhere, "labels": NamedSharding(mesh, shared)},
-    )
+    parts = {"confusion": PartitionSpec(), "images": shared, "labels": shared, "index": shared}
+    return jax.shard_map(count_local, mesh=mesh, in_specs=(PartitionSpec(), shared), out_specs=parts, check_vma=False)
 
 
 def make_sliding_labeler(scorer: SlidingScorer) -> Labeler:

@@ -84,12 +84,17 @@ class Validation:
                 canvas=card.size,
                 align_corners=card.model["align_corners"],
             )
-            self._ways = [_Way(jax.jit(step), set(range(len(source))), None)]
+            self._ways = [_Way(self._compiled(step), set(range(len(source))), None)]
         else:
             # An image a device and call: the largest first, so that those of a call take about the same time.
             self._sharding, self._batch_size = parallel.all_devices_sharding(mesh), mesh.size
             self._ways = self._sliding_ways(protocol, forward)
-        self._share = jax.jit(lambda x: x, out_shardings=parallel.replicated(mesh))
+        self._share = jax.jit(lambda *x: x, out_shardings=parallel.replicated(mesh))
+
+    def _compiled(self, step: Callable[[Variables, Batch], Batch]) -> Callable[[Variables, Batch], Batch]:
+        """Everyone gets the counts; label maps stay where they were made."""
+        everywhere = dict.fromkeys(("confusion", "images", "index"), parallel.replicated(self._mesh))
+        return jax.jit(step, out_shardings=everywhere | {"labels": self._sharding})
 
     def _sliding_ways(self, protocol: Protocol, forward: Callable[..., jax.Array]) -> list["_Way"]:
         """Return how to count the images of each group of `protocols.grouped`, and note the work of each image."""
@@ -107,7 +112,7 @@ class Validation:
                 batch=self._options.window_batch,
             )
             self._work[members] = [int(scorer.plan(sizes[i])["count"]) for i in members]
-            ways.append(_Way(make_sliding_step(scorer, self._mesh), set(members), scorer))
+            ways.append(_Way(self._compiled(make_sliding_step(scorer, self._mesh)), set(members), scorer))
         return ways
 
     def run(
@@ -130,7 +135,7 @@ class Validation:
         tally = Tally(len(source), self._card.classes.num_classes)
         partial = evaluated / "partial.npz" if resume else None
         if partial:
-            norm = float(optax.global_norm(variables))
+            norm = float(jax.jit(optax.tree.norm)(variables))
             owner = f"{step} {norm!r} {self._split} {source.directory.name} {protocol}"
             tally.load(partial, owner)
             parallel.wait_for_all("tally")  # nobody saves before everybody has read
@@ -185,9 +190,7 @@ class Validation:
                     if way.scorer:
                         batch |= _plans(way.scorer, batch)
                     data = parallel.to_global(batch, self._sharding)
-                    index = self._share(data["index"])
-                    counts = way.step(variables, {name: x for name, x in data.items() if name != "index"})
-                    yield data, counts | {"index": index}
+                    yield data, way.step(variables, data)
 
     def _write_predictions(self, data: Batch, counts: Batch) -> None:
         """Write this process's label maps, as the data set's own values, to eval/predictions."""
@@ -204,8 +207,8 @@ class Validation:
         spread = np.linspace(0, len(self._source) - 1, self._pictures).round().astype(int).tolist()
         found = {i: np.empty(0) for i in spread}
         for data, counts in _one_behind(self._scored(variables, [*found, *(i for i in chosen if i not in found)])):
-            shared = [np.asarray(self._share(x)) for x in (data["index"], data["size"], counts["labels"])]
-            for index, (height, width), labels in zip(*shared, strict=True):
+            shared = self._share(counts["index"], data["size"], counts["labels"])
+            for index, (height, width), labels in zip(*map(np.asarray, shared), strict=True):
                 if index >= 0:
                     found[int(index)] = labels[:height, :width]
         return found
@@ -221,25 +224,23 @@ class Validation:
         names, palette = self._card.classes.names, self._card.classes.palette
         folder = self._directory / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
-        gallery = results.Gallery(self._directory / "eval")
-        overlaid = list(pictured)[: self._pictures]
-        for i in dict.fromkeys([*overlaid, *chosen]):
+        for i in list(pictured)[: self._pictures]:
             example = self._source[i]
-            image, truth, labels = example["image"], example["label"], pictured[i]
-            if i in overlaid:
-                stem = str(example["id"]).replace("/", "_")
-                Image.fromarray(overlay_with_legend(image, labels, names, palette)).save(folder / f"{stem}.png")
-                show(stem, side_by_side(image, labels, truth, names, palette))
-            if i in chosen:
-                gallery.add(str(example["id"]), image, labels, truth, scores[i])
+            image, truth, stem = example["image"], example["label"], str(example["id"]).replace("/", "_")
+            Image.fromarray(overlay_with_legend(image, pictured[i], names, palette)).save(folder / f"{stem}.png")
+            show(stem, side_by_side(image, pictured[i], truth, names, palette))
+        gallery = results.Gallery(self._directory / "eval")
+        for i in chosen:
+            example = self._source[i]
+            gallery.add(str(example["id"]), example["image"], pictured[i], example["label"], scores[i])
         gallery.close()
 
 
 def _plans(scorer: SlidingScorer, batch: Batch) -> Batch:
     """Return the plans of a batch's images, stacked; padding has no work."""
-    plans = [scorer.plan((int(height), int(width))) for height, width in batch["size"]]
-    stacked = {name: np.stack([plan[name] for plan in plans]) for name in plans[0]}
-    return stacked | {"count": np.where(batch["index"] < 0, 0, stacked["count"])}
+    sizes = [(int(height), int(width)) for height, width in batch["size"]]
+    plans = [scorer.plan(size if i >= 0 else None) for size, i in zip(sizes, batch["index"], strict=True)]
+    return {name: np.stack([plan[name] for plan in plans]) for name in plans[0]}
 
 
 def _one_behind(items: Iterator[Item]) -> Iterator[Item]:

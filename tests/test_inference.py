@@ -76,7 +76,7 @@ def test_counting_agrees_with_labelling_and_ignores_padding() -> None:
         batch["label"][i, : truth.shape[0], : truth.shape[1]] = truth
         batch["size"][i] = truth.shape
     step = jax.jit(make_eval_step(scores_of, num_classes=5, canvas=CANVAS, align_corners=True, tile=tile))
-    counts = step({}, {k: jnp.asarray(v) for k, v in batch.items() if k != "index"})
+    counts = step({}, {k: jnp.asarray(v) for k, v in batch.items()})
 
     label = make_labeler(scores_of, canvas=CANVAS, align_corners=True, tile=tile)
     expected = np.zeros((4, 5, 5), np.int64)

@@ -1,5 +1,7 @@
 """Windows, scales and mirror images against hszhao/semseg's protocol, written here one window at a time in NumPy."""
 
+import dataclasses
+import functools
 import math
 import zipfile
 from pathlib import Path
@@ -10,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from psp_jax import parallel
 from psp_jax.inference import make_forward
 from psp_jax.models import build_model
-from psp_jax.protocols import MULTI, SINGLE, Layout, layout, semseg
-from psp_jax.sliding import SlidingScorer
+from psp_jax.protocols import MULTI, SINGLE, WHOLE_VIEW, Layout, grouped, layout, mmseg, semseg
+from psp_jax.sliding import SlidingScorer, make_sliding_labeler, make_sliding_step
 from psp_jax.train_step import IMAGENET_MEAN, IMAGENET_STD
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -25,10 +28,10 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def network() -> tuple[dict, object]:
+@functools.lru_cache
+def settled(align_corners: bool) -> tuple[dict, object]:
     """A small network whose batch norm knows its inputs, so that its classes change all over an image."""
-    model = build_model(TINY, CLASSES)
+    model = build_model(TINY | {"align_corners": align_corners}, CLASSES)
     images = np.random.default_rng(0).integers(0, 256, (8, 12, 12, 3)).astype(np.float32)
     images = (jax.image.resize(images, (8, 97, 97, 3), "cubic") - 120) / 60
     variables = jax.jit(lambda key: model.init(key, images, train=True))(jax.random.key(0))
@@ -38,6 +41,11 @@ def network() -> tuple[dict, object]:
     classifier = variables["params"]["head"]["classifier"]["conv"]
     classifier["kernel"] = 8 * classifier["kernel"]
     return variables, make_forward(model, IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[dict, object]:
+    return settled(align_corners=True)
 
 
 def upsample(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -86,14 +94,14 @@ def reference(forward, image: np.ndarray, scales, base_size: int, crop: tuple[in
     return total / len(scales)
 
 
-def make_scorer(forward, protocol, shapes: Layout, batch: int = 4) -> SlidingScorer:
+def make_scorer(forward, protocol, shapes: Layout, batch: int = 4, align_corners: bool = True) -> SlidingScorer:
     return SlidingScorer(
         forward=forward,
         protocol=protocol,
         shapes=shapes,
         mean=IMAGENET_MEAN,
         num_classes=CLASSES,
-        align_corners=True,
+        align_corners=align_corners,
         output_stride=8,
         batch=batch,
     )
@@ -136,13 +144,114 @@ def test_agrees_with_the_protocol_window_by_window(network, scales, base_size, c
         return np.asarray(compiled(variables, jnp.asarray(window[None])), np.float64)[0]
 
     for image in images:
-        ours, theirs = (probability_map(scorer, variables, image), reference(one, image, scales, base_size, crop))
-        print(
-            np.abs(ours - theirs).max(),
-            (ours.argmax(-1) == theirs.argmax(-1)).mean(),
-            len(np.unique(theirs.argmax(-1))),
-        )
+        ours, theirs = probability_map(scorer, variables, image), reference(one, image, scales, base_size, crop)
         assert np.abs(ours - theirs).max() < 1e-4
         assert (ours.argmax(-1) == theirs.argmax(-1)).mean() > 0.999
-        assert len(np.unique(theirs.argmax(-1))) > 3
-        print(theirs.max(-1).mean())
+        assert len(np.unique(theirs.argmax(-1))) > 5  # or nothing was tested
+
+
+def mmseg_reference(forward, image: np.ndarray, protocol, align_corners: bool) -> np.ndarray:
+    """Probabilities [H, W, C] in mmsegmentation's way; `forward` maps a raw [h, w, 3] of any size to [h', w', C]."""
+    size, total = image.shape[:2], 0.0
+    for scale in protocol.scales:
+        height, width = protocol.resized(size, scale)
+        scaled = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        for mirror in (False, True) if len(protocol.scales) > 1 else (False,):
+            view = scaled[:, ::-1] if mirror else scaled
+            found, counts = np.zeros((height, width, CLASSES)), np.zeros((height, width, 1))
+            crop, stride = protocol.window, protocol.stride
+            for row in range(max(height - crop[0] + stride[0] - 1, 0) // stride[0] + 1):
+                for column in range(max(width - crop[1] + stride[1] - 1, 0) // stride[1] + 1):
+                    bottom, right = min(row * stride[0] + crop[0], height), min(column * stride[1] + crop[1], width)
+                    window = np.s_[max(bottom - crop[0], 0) : bottom, max(right - crop[1], 0) : right]
+                    found[window] += torch_resize(forward(view[window]), view[window].shape[:2], align_corners)
+                    counts[window] += 1
+            mean = torch_resize(found / counts, size, align_corners)
+            total = total + softmax(mean[:, ::-1] if mirror else mean)
+    return total / total.sum(-1, keepdims=True)
+
+
+def torch_resize(scores: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
+    if align_corners:
+        return upsample(scores, size)
+    return cv2.resize(scores, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)  # the same for up to 128 channels
+
+
+@pytest.mark.parametrize(
+    ("protocol", "align_corners"),
+    [(mmseg((0.5, 1.25), (160, 80), (73, 73)), True), (mmseg((0.5, 1.25), (160, 80), WHOLE_VIEW), False)],
+    ids=["slide", "whole"],
+)
+def test_mmseg_agrees_with_images_scored_at_their_own_size(protocol, align_corners) -> None:
+    variables, forward = settled(align_corners)
+    noise = np.random.default_rng(1).integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    images = [cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC) for size in [(120, 90), (40, 80)]]
+    compiled = jax.jit(forward)
+
+    def one(window: np.ndarray) -> np.ndarray:
+        return np.asarray(compiled(variables, jnp.asarray(window[None])), np.float64)[0]
+
+    # A resize of 8 bits rounds, and halves may go either way: compared without it, and looked at by itself.
+    exact = dataclasses.replace(protocol, round_pixels=False)
+    for fixed, members in grouped(exact, [image.shape[:2] for image in images]):
+        shapes = layout(fixed, [images[i].shape[:2] for i in members])
+        scorer = make_scorer(forward, fixed, shapes, align_corners=align_corners)
+        for i in members:
+            theirs = mmseg_reference(one, images[i], fixed, align_corners)
+            ours = probability_map(scorer, variables, images[i])
+            assert np.abs(ours - theirs).max() < 1e-4
+            assert len(np.unique(theirs.argmax(-1))) > 1
+
+
+def test_mmseg_rounds_the_resized_image_to_grey_values(network) -> None:
+    protocol = mmseg((0.7,), (160, 80), (41, 41))
+    image = np.random.default_rng(1).integers(0, 256, (90, 120, 3)).astype(np.uint8)
+    scorer = make_scorer(network[1], protocol, layout(protocol, [(90, 120)]))
+    steps = {name: jnp.asarray(value) for name, value in scorer.plan((90, 120)).items()}
+    cut = scorer.cut(jnp.asarray(image), jnp.asarray([90, 120]), steps, jnp.asarray(0))
+    height, width = protocol.resized((90, 120), 0.7)
+    expected = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)[:41, :41]
+    assert np.abs(cut[0] - expected).max() <= 1  # OpenCV's weights have 11 bits
+    np.testing.assert_array_equal(cut, np.round(cut))
+
+
+def test_counting_and_labelling_agree(network) -> None:
+    variables, forward = network
+    rng = np.random.default_rng(2)
+    noise = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    sizes = [(40, 60), (61, 33), (1, 1), (5, 100)]
+    images = [cv2.resize(noise, size[::-1], interpolation=cv2.INTER_CUBIC) for size in sizes]
+    truths = [rng.choice([*range(CLASSES), 255], size).astype(np.uint8) for size in sizes]
+    protocol = semseg(MULTI, 60, (41, 57))
+    scorer = make_scorer(forward, protocol, layout(protocol, sizes))
+    room = (128, 128)
+    examples = []
+    for index in range(8):  # the last four are padding
+        real = index < 4
+        image, truth = (images[index], truths[index]) if real else (np.zeros((1, 1, 3), np.uint8), np.full((1, 1), 255))
+        steps = scorer.plan(truth.shape if real else None)
+        example = {
+            "image": np.pad(image, [(0, room[0] - truth.shape[0]), (0, room[1] - truth.shape[1]), (0, 0)]),
+            "label": np.full(room, 255, np.uint8),
+            "size": np.array(truth.shape, np.int32),
+            "index": np.int32(index if real else -1),
+        }
+        example["label"][: truth.shape[0], : truth.shape[1]] = truth
+        examples.append(example | steps)
+    mesh = parallel.make_mesh()
+    batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    batch = parallel.to_global(batch, parallel.all_devices_sharding(mesh))
+    counts = jax.jit(make_sliding_step(scorer, mesh))(
+        jax.device_put(variables, parallel.replicated(mesh)),
+        parallel.to_global(batch, parallel.all_devices_sharding(mesh)),
+    )
+    found = make_sliding_labeler(scorer)(variables, images)
+    expected = np.zeros((8, CLASSES, CLASSES), np.int64)
+    for i, (truth, (labels, confidence)) in enumerate(zip(truths, found, strict=True)):
+        np.testing.assert_array_equal(counts["labels"][i, : truth.shape[0], : truth.shape[1]], labels)
+        np.add.at(expected[i], (truth[truth < 255], labels[truth < 255]), 1)
+        probabilities = probability_map(scorer, variables, images[i])
+        np.testing.assert_allclose(confidence, 255 * probabilities.max(-1), atol=0.51)
+    np.testing.assert_array_equal(counts["confusion"], expected.sum(0))
+    np.testing.assert_array_equal(counts["images"][:, 1], expected.sum(2))
+    assert counts["index"].tolist() == [0, 1, 2, 3, -1, -1, -1, -1]

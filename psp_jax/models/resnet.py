@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.models.layers import ConvBN, strided
+from psp_jax.models.layers import ConvBN, inside, strided
 
 Array = jax.Array
 
@@ -112,6 +112,8 @@ class ResNet(nn.Module):
             x = ConvBN(width * self.width // 64, kernel, stride, dtype=self.dtype, name=f"stem{i}")(x, train, valid)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         valid = strided(valid, 2)
+        if valid is not None:
+            x = x * inside(valid, x.shape[1:3]).astype(x.dtype)  # the pool reaches one row beyond
         block_class: Any = BasicBlock if self.depth < 50 else Bottleneck
         if self.remat:
             block_class = nn.remat(block_class, static_argnums=(2,))
