@@ -80,24 +80,20 @@ class Protocol:
 
     def describe(self) -> dict[str, object]:
         """Return the protocol as plain values for a record."""
-        limits = " x ".join(str(limit) for limit in self.limits)
-        words = (
-            "softmax of every window, averaged over mirror images and windows, resized to the original size, averaged "
+        order = (
+            "softmax of each window, averaged over windows and mirror images, resized to the original size, averaged "
             "over scales"
             if self.softmax_first
-            else "logits averaged over windows, resized to the original size, softmax averaged over mirror images and "
-            "scales"
+            else "logits averaged over windows, resized to the original size, then softmax, averaged over mirror images "
+            "and scales"
         )
         return {
             "name": self.name,
-            "description": f"windows {self.window[0]} x {self.window[1]} with stride {self.stride[0]} x "
-            f"{self.stride[1]} over images resized to {limits} times the scale; {words}",
+            "description": f"sliding windows; {order}" if self.window != WHOLE_VIEW else f"whole images; {order}",
             "scales": list(self.scales),
             "flip": self.mirrored,
             "base_size": list(self.limits),
-            "size": list(self.window),
-            "stride": list(self.stride),
-        }
+        } | ({} if self.window == WHOLE_VIEW else {"window": list(self.window), "stride": list(self.stride)})
 
 
 def choose(
