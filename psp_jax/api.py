@@ -8,7 +8,6 @@ label = model.labeler("tiles", batch=8)        # for very large images; also giv
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,14 @@ class Model:
             label = make_sliding_labeler(scorer)
         else:
             label = make_labeler(forward, canvas=card.size, align_corners=align_corners, batch=batch)
-        return functools.partial(label, self.variables)
+
+        def checked(images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+            for image in images:
+                if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+                    raise ValueError(f"Labelling takes u8 images [H, W, 3], not {image.dtype} {tuple(image.shape)}.")
+            return label(self.variables, images)
+
+        return checked
 
 
 def load(directory: str | Path, checkpoint: str = "latest", sharding: jax.sharding.Sharding | None = None) -> Model:

@@ -57,7 +57,9 @@ def test_evaluation_of_the_finished_run_repeats_its_validation(finished_run: Run
     before = json.loads((workdir / "eval" / "metrics.json").read_text())
     (workdir / "eval" / "metrics.json").unlink()
     # Eight devices, in batches that do not divide the ten images: padding must not count.
-    done = finished_run.start(workdir, "--mode=evaluate", "--config.eval.batch_size=8", devices=8)
+    done = finished_run.start(
+        workdir, "--mode=evaluate", "--config.eval.protocol=whole", "--config.eval.batch_size=8", devices=8
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     after = json.loads((workdir / "eval" / "metrics.json").read_text())
     assert after["pixels"] == before["pixels"]

@@ -78,7 +78,7 @@ def test_export_predict_and_api_agree(finished_run: Run, tmp_path: Path) -> None
         lossy = name.endswith(("turned", "cmyk"))
         np.testing.assert_allclose(certainty.astype(int), confidence.astype(int), atol=10 if lossy else 1)
         assert np.ptp(confidence) > 30 or name in ("grey", "pixel")  # another picture would have another map
-    with pytest.raises(ValueError, match="choose one of: whole, tiles"):
+    with pytest.raises(ValueError, match="choose one of: whole, semseg, tiles"):
         model.labeler("parts")
 
 
@@ -114,7 +114,7 @@ def test_logits_are_what_predict_decides_by(finished_run: Run) -> None:
     np.testing.assert_array_equal(model.predict(image)[clear], logits[0].argmax(-1)[clear])
     with pytest.raises(ValueError, match=r"takes images \[N, H, W, 3\]"):
         model.logits(image)
-    with pytest.raises(ValueError, match="takes a u8 image"):
+    with pytest.raises(ValueError, match="takes u8 images"):
         model.predict(image.astype(np.float32))
 
 
