@@ -1,5 +1,6 @@
 """Evaluation of a finished run."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from psp_jax import config as configuration
 from psp_jax.data.source import Source
 from psp_jax.report import write_report
 from psp_jax.validation import Validation
+from psp_jax.workdir import lock
 
 
 def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, Any]:
     """Evaluate the run in `directory` on a split, write eval/, predictions/ and report.html, return the scores.
 
-    The network, its classes and its normalisation are the run's own (model.json); `config` says which images, by which
-    protocol, how many at a time, and whether the latest or the best checkpoint. An evaluation that was interrupted
-    goes on where it was.
+    The network, its classes, its normalisation and, where `config.eval` does not say otherwise, the sizes of windows
+    and images are the run's own (model.json); `config` says which images, by which protocol, how many at a time, and
+    whether the latest or the best checkpoint. An evaluation that was interrupted goes on where it was.
 
     Raises:
       FileNotFoundError: `directory` holds no trained model.
@@ -33,19 +35,25 @@ def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, A
             f"The split has the classes of {source.classes.name}, the run in {directory} those of "
             f"{model.card.classes.name}, with other names or another label mapping; give the run's own data set."
         )
-    card = dataclasses.replace(model.card, size=configuration.eval_size(config))
+    card = model.card
+    if config.eval.size:
+        card = dataclasses.replace(card, size=configuration.eval_size(config))
+    own_size = (card.base_size,) if config.eval.protocol == "semseg" else ()
     protocol = protocols.choose(
         config.eval.protocol,
         config.eval.scales,
-        config.eval.base_size,
+        config.eval.base_size or own_size,
         configuration.eval_window(config),
         config.eval.stride,
-        configuration.crop_size(config),
+        card.window,
     )
     validation = Validation(config, card, model.network, mesh, source, directory, protocol=protocol)
-    scores = validation.run(model.variables, model.step, resume=True)
+    with lock(directory) if parallel.is_primary() else contextlib.nullcontext():
+        parallel.wait_for_all("locked")
+        scores = validation.run(model.variables, model.step, resume=True)
+        if parallel.is_primary():
+            write_report(directory)
     if parallel.is_primary():
-        write_report(directory)
         print(
             f"step {model.step}, {config.eval.protocol} {config.eval.scales}:",
             *(f"{k} {v:.4f}" for k, v in scores.items() if v is not None),

@@ -130,11 +130,18 @@ def count_parts(confusion: Array) -> dict[str, Array]:
     """Return, of the confusion matrices i32 [B, C, C] of B images, row = label, what an evaluation keeps.
 
     Returns:
-      confusion: i32 [C, C], their sum.
+      confusion: i32 [2, C, C], the sums of the upper and of the lower 16 bits; no number of images overflows them.
       images: i32 [B, 3, C], hits, labelled and predicted pixels of each image and class.
     """
     hits = jnp.diagonal(confusion, axis1=1, axis2=2)
-    return {"confusion": confusion.sum(0), "images": jnp.stack([hits, confusion.sum(2), confusion.sum(1)], 1)}
+    halves = jnp.stack([(confusion >> 16).sum(0), (confusion & 0xFFFF).sum(0)])
+    return {"confusion": halves, "images": jnp.stack([hits, confusion.sum(2), confusion.sum(1)], 1)}
+
+
+def join_halves(confusion: np.ndarray) -> np.ndarray:
+    """Return the confusion matrix i64 [C, C] of the halves i32 [2, C, C] of `count_parts`."""
+    upper, lower = confusion.astype(np.int64)
+    return (upper << 16) + lower
 
 
 def make_labeler(

@@ -15,7 +15,6 @@ Every file is there whole or not at all. An image that cannot be read is left ou
 
 import argparse
 import glob
-import os
 import queue
 import threading
 from collections import Counter
@@ -34,7 +33,7 @@ from psp_jax.data.decode import decode_image
 from psp_jax.progress import track
 from psp_jax.protocols import SCALES
 from psp_jax.visualize import overlay_with_legend
-from psp_jax.workdir import write_json
+from psp_jax.workdir import write_json, write_png
 
 COLOR, OVERLAY, CONFIDENCE = "_color", "_overlay", "_confidence"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -205,14 +204,16 @@ def _write(
     confidence: bool,
     shares: bool,
 ) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _save(Image.fromarray(classes.to_raw(labels)), target, "")
+    def save(picture: Image.Image, ending: str = "") -> None:
+        write_png(target.with_name(f"{target.name}{ending}.png"), picture)
+
+    save(Image.fromarray(classes.to_raw(labels)))
     color = Image.fromarray(labels)
     color.putpalette(classes.palette.tobytes().ljust(768, b"\0"))  # void is black
-    _save(color, target, COLOR)
-    _save(Image.fromarray(_overlay(image, labels, classes)), target, OVERLAY)
+    save(color, COLOR)
+    save(Image.fromarray(_overlay(image, labels, classes)), OVERLAY)
     if confidence:
-        _save(Image.fromarray(certainty), target, CONFIDENCE)
+        save(Image.fromarray(certainty), CONFIDENCE)
     if shares:
         # Row by row: NumPy counts in copies of eight bytes a pixel.
         counts = np.zeros(classes.num_classes, np.int64)
@@ -234,13 +235,6 @@ def _overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable) -> np.n
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
         labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8, copy=False)
     return overlay_with_legend(image, labels, classes.names, classes.palette)
-
-
-def _save(picture: Image.Image, target: Path, ending: str) -> None:
-    path = target.with_name(f"{target.name}{ending}.png")
-    partial = path.with_name(path.name + ".partial")
-    picture.save(partial, format="PNG")
-    os.replace(partial, path)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
+Tracked = contextlib.AbstractContextManager[Callable[[int], None]]
 _HEARTBEAT_SECONDS = 30.0  # without a terminal, a long `track` says this often how far it is
 
 
@@ -118,9 +119,9 @@ class Progress:
         if self._primary:
             _print(text, self._bars)
 
-    def track(self, total: int, description: str) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    def track(self, total: int, description: str, first: int = 0) -> Tracked:
         """Show a second bar below the first, for example while validating: see the function `track`."""
-        return track(total, description, primary=self._primary, bars=self._bars)
+        return track(total, description, first=first, primary=self._primary, bars=self._bars)
 
     def close(self) -> None:
         """Flush and close everything; the bar stays on the screen as it is. Closing twice is fine."""
@@ -145,7 +146,7 @@ class Progress:
 
 @contextlib.contextmanager
 def track(
-    total: int, description: str, *, primary: bool = True, bars: Bars | None = None
+    total: int, description: str, *, first: int = 0, primary: bool = True, bars: Bars | None = None
 ) -> Iterator[Callable[[int], None]]:
     """Show how far a piece of work is. Yields `advance(n)`, which counts n more of `total` as done.
 
@@ -158,6 +159,7 @@ def track(
     Args:
       total: number of things to do.
       description: what is being done, one or two words.
+      first: how many of them were done before.
       primary: False shows nothing.
       bars: the live display to join; without one, a display of its own where stdout is a terminal.
     """
@@ -166,7 +168,7 @@ def track(
         return
     own = _start_bars() if bars is None else None
     shown = bars or own
-    done, begin = 0, time.monotonic()
+    done, begin = first, time.monotonic()
     spoken = begin
     bar = shown.add_task(description, total=total, note="") if shown is not None else None
 
@@ -174,7 +176,7 @@ def track(
         nonlocal done, spoken
         done += n
         now = time.monotonic()
-        left = _left((now - begin) / max(done, 1) * (total - done))
+        left = _left((now - begin) / max(done - first, 1) * (total - done))
         if shown is not None and bar is not None:
             shown.update(bar, completed=done, note=left)
         elif now - spoken >= _HEARTBEAT_SECONDS:

@@ -84,8 +84,8 @@ class Protocol:
             "softmax of each window, averaged over windows and mirror images, resized to the original size, averaged "
             "over scales"
             if self.softmax_first
-            else "logits averaged over windows, resized to the original size, then softmax, averaged over mirror images "
-            "and scales"
+            else "logits averaged over windows, resized to the original size, softmax averaged over mirror images and "
+            "scales"
         )
         return {
             "name": self.name,
@@ -134,7 +134,7 @@ def choose(
     if name == "semseg":
         protocol = semseg(SCALES[scales], limits[0], window or crop, steps)
     else:
-        protocol = mmseg(SCALES[scales], (limits[0], limits[1]), window or WHOLE_VIEW, steps)
+        protocol = mmseg(SCALES[scales], (max(limits), min(limits)), window or WHOLE_VIEW, steps)
     if protocol.window != WHOLE_VIEW and any(s > w for s, w in zip(protocol.stride, protocol.window, strict=True)):
         raise ValueError(f"eval.stride={stride} is larger than the window {protocol.window}; pixels would be left out.")
     return protocol
@@ -201,10 +201,12 @@ class Layout:
 
     Attributes:
       canvases: (height, width) of each view's canvas.
+      window: (height, width) of a window; larger than a canvas, it reaches into the next one and adds zeros there.
       windows: how many windows an image has at most.
     """
 
     canvases: tuple[Size, ...]
+    window: Size
     windows: int
 
     @property
@@ -216,18 +218,19 @@ class Layout:
     @property
     def shape(self) -> Size:
         """(rows, columns) of all canvases together."""
-        return sum(height for height, _ in self.canvases), max(width for _, width in self.canvases)
+        needed = [max(height, self.window[0]) for height, _ in self.canvases]
+        rows = max(start + height for start, height in zip(self.starts, needed, strict=True))
+        return rows, max(self.window[1], *(width for _, width in self.canvases))
 
 
 def layout(protocol: Protocol, sizes: Iterable[Size]) -> Layout:
-    """Return the shapes that the images of these original sizes need; a window reaches beyond a smaller view."""
+    """Return the shapes that the images of these original sizes need."""
     canvases, windows = [(0, 0)] * len(protocol.views), 0
     for size in set(sizes):
         needed = [protocol.canvas(size, scale) for scale, _ in protocol.views]
         canvases = [(max(a[0], b[0]), max(a[1], b[1])) for a, b in zip(canvases, needed, strict=True)]
         windows = max(windows, len(_windows(protocol, size)))
-    window = protocol.window
-    return Layout(tuple((max(height, window[0]), max(width, window[1])) for height, width in canvases), windows)
+    return Layout(tuple(canvases), protocol.window, windows)
 
 
 def plan(protocol: Protocol, shapes: Layout, size: Size | None) -> Plan:

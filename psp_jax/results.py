@@ -1,5 +1,6 @@
 """The files that an evaluation leaves in eval/: scores, confusion matrix, scores of each image, a gallery."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from psp_jax.classes import ClassTable
 from psp_jax.metrics import confusion_csv, per_image_scores, summarize
 from psp_jax.tally import Tally
 from psp_jax.visualize import confusion_picture
-from psp_jax.workdir import write_json
+from psp_jax.workdir import write_json, write_png
 
 GALLERY_SIDE = 1024  # pixels; larger pictures are shrunk to this
 
@@ -33,8 +34,10 @@ def write_scores(
     """
     results = summarize(tally.confusion, classes.names) | record
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "confusion.csv").write_text(confusion_csv(tally.confusion, classes.names), encoding="utf-8")
-    Image.fromarray(confusion_picture(tally.confusion, classes.names)).save(directory / "confusion.png")
+    fresh = directory / "confusion.csv.partial"
+    fresh.write_text(confusion_csv(tally.confusion, classes.names), encoding="utf-8")
+    os.replace(fresh, directory / "confusion.csv")
+    write_png(directory / "confusion.png", Image.fromarray(confusion_picture(tally.confusion, classes.names)))
     scores = image_scores(tally)
     write_json(directory / "images.json", [{"id": name} | score for name, score in zip(ids, scores, strict=True)])
     write_json(directory / "metrics.json", results)
@@ -47,16 +50,19 @@ def image_scores(tally: Tally) -> Scores:
 
 
 def choose_gallery(scores: Scores, count: int) -> list[int]:
-    """Choose at most `count` images, a third each of the worst, the best and those evenly between; worst first."""
+    """Choose at most `count` images, worst first: a third each of the worst, the best, and spread over the split.
+
+    The last third is the same for every model, so that two runs can be compared by it.
+    """
     order = sorted(
         (i for i, score in enumerate(scores) if score["mean_iou"] is not None), key=lambda i: scores[i]["mean_iou"]
     )
     if len(order) <= count:
         return order
     third = count // 3
-    middle = order[third : len(order) - third]
-    spread = np.linspace(0, len(middle) - 1, count - 2 * third).round().astype(int)
-    return [*order[:third], *(middle[i] for i in spread), *order[len(order) - third :]]
+    spread = np.linspace(0, len(scores) - 1, count - 2 * third).round().astype(int)
+    chosen = {*order[:third], *order[len(order) - third :], *spread.tolist()}
+    return [i for i in order if i in chosen]
 
 
 class Gallery:

@@ -92,21 +92,26 @@ class SlidingScorer:
         image: u8 [H, W, 3] at the top left of any canvas; size: i32 [2], its (height, width).
         """
         windows, view, content = self._chunk(steps, first)
-        image = image.astype(jnp.float32)
-        weights, inside = [], []
+        taps, inside = [], []
         for axis in range(2):
             on_canvas = windows[:, 1 + axis, None] + self._order(windows, content, axis)
             pixel = on_canvas - view[:, 2 + axis, None]  # of the scaled image
             length = view[:, axis, None]
-            inside.append(((pixel >= 0) & (pixel < length)).astype(jnp.float32))
-            taps = _resize_taps(pixel, length, size[axis], align_corners=False)
-            weights.append(_matrix(taps, image.shape[axis]) * inside[axis][..., None])
-        cut = jnp.einsum("nyh,hwc->nywc", weights[0], image, precision=lax.Precision.HIGHEST)
-        cut = jnp.einsum("nxw,nywc->nyxc", weights[1], cut, precision=lax.Precision.HIGHEST)
+            inside.append((pixel >= 0) & (pixel < length))
+            taps.append(_resize_taps(pixel, length, size[axis], align_corners=False))
+        # Two rows and two columns make a pixel: the work does not grow with the room around a small image.
+        (lower, share), share_right = taps[0], taps[1][1][:, None, :, None]
+        rows = image[lower].astype(jnp.float32)  # [W, h, columns of the image, 3]
+        below = image[jnp.minimum(lower + 1, size[0] - 1)].astype(jnp.float32)
+        rows = rows + (below - rows) * share[..., None, None]
+        left = taps[1][0][:, None, :, None]
+        right = jnp.minimum(left + 1, size[1] - 1)
+        cut = jnp.take_along_axis(rows, left, 2) * (1.0 - share_right)
+        cut = cut + jnp.take_along_axis(rows, right, 2) * share_right
         if self.protocol.round_pixels:
             cut = jnp.round(cut)
-        padding = 1.0 - inside[0][:, :, None, None] * inside[1][:, None, :, None]
-        return cut + padding * jnp.asarray(self.mean, jnp.float32)
+        real = (inside[0][:, :, None] & inside[1][:, None])[..., None]
+        return jnp.where(real, cut, jnp.asarray(self.mean, jnp.float32))
 
     def add(self, variables: Variables, canvases: Array, cut: Array, steps: Plan, first: Array) -> Array:
         """Score the windows `cut` and add them to the canvases, each pixel with its share of the average."""

@@ -1,6 +1,7 @@
 """What an evaluation has counted so far, kept in a file so that an interrupted one goes on where it was."""
 
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +33,20 @@ class Tally:
     def save(self, path: Path, owner: str) -> None:
         """Write the counts, atomically; `owner` says of which evaluation they are."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.new")
+        fresh = path.with_name(f"{path.name}.partial")
         with fresh.open("wb") as file:
             np.savez(file, owner=owner, confusion=self.confusion, images=self.images, done=self.done)
         os.replace(fresh, path)
 
-    def load(self, path: Path, owner: str) -> None:
-        """Take over the counts in `path`, if there are any and they are of the same evaluation."""
+    def load(self, path: Path, owner: str) -> str:
+        """Take over the counts in `path`, if they are of the same evaluation; return what happened, in words."""
         if not path.exists():
-            return
-        with np.load(path) as file:
-            if str(file["owner"]) == owner and file["done"].shape == self.done.shape:
+            return ""
+        try:
+            with np.load(path) as file:
+                if str(file["owner"]) != owner or file["done"].shape != self.done.shape:
+                    return f"{path} is of another evaluation; starting anew"
                 self.confusion, self.images, self.done = file["confusion"], file["images"], file["done"]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            return f"{path} is damaged ({error}); starting anew"
+        return f"going on after {self.done.sum()} of {len(self.done)} images"

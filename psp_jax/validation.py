@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,14 @@ from PIL import Image
 from psp_jax import parallel, results
 from psp_jax.data.pipeline import eval_batches
 from psp_jax.data.source import Source
-from psp_jax.inference import TILE, Variables, make_eval_step, make_forward
+from psp_jax.inference import TILE, Variables, join_halves, make_eval_step, make_forward
 from psp_jax.metrics import summarize
 from psp_jax.progress import Progress, track
 from psp_jax.protocols import Protocol, grouped, layout
 from psp_jax.sliding import SlidingScorer, make_sliding_step
 from psp_jax.tally import Tally
 from psp_jax.visualize import overlay_with_legend, side_by_side
-from psp_jax.workdir import ModelCard
+from psp_jax.workdir import ModelCard, write_png
 
 Item = TypeVar("Item")
 Batch = dict[str, Any]
@@ -69,6 +70,8 @@ class Validation:
         progress: Progress | None = None,
         protocol: Protocol | None = None,
     ) -> None:
+        if not len(source):
+            raise ValueError(f"The split {config.data.eval_split} holds no image; choose another split.")
         self._card, self._mesh, self._source, self._directory = card, mesh, source, directory
         self._protocol, self._options = protocol, config.eval
         self._track = progress.track if progress else functools.partial(track, primary=parallel.is_primary())
@@ -136,10 +139,11 @@ class Validation:
         partial = evaluated / "partial.npz" if resume else None
         if partial:
             norm = float(jax.jit(optax.tree.norm)(variables))
-            owner = f"{step} {norm!r} {self._split} {source.directory.name} {protocol}"
-            tally.load(partial, owner)
-            parallel.wait_for_all("tally")  # nobody saves before everybody has read
+            data = f"{source.directory} {source.classes.digest()} {self._split}"
+            tally = self._resumed(tally, partial, owner := f"{step} {norm!r} {data} {protocol}")
         self._count(variables, tally, functools.partial(tally.save, partial, owner) if partial else None)
+        if partial and self._options.save_predictions:
+            self._write_missing_predictions(variables)
         record = {"step": step, "split": self._split, "images": len(source), "protocol": protocol}
         scores = results.image_scores(tally)
         chosen = results.choose_gallery(scores, self._options.gallery)
@@ -154,21 +158,40 @@ class Validation:
             found = summarize(tally.confusion, self._card.classes.names)
         return {name: found[name] for name in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
 
+    def _resumed(self, tally: Tally, partial: Path, owner: str) -> Tally:
+        """Return the counts of an interrupted evaluation, on every process the same, or the empty `tally`."""
+        words = tally.load(partial, owner)
+        parallel.wait_for_all("tally")  # nobody saves before everybody has read
+        if not parallel.agree(int(tally.done.sum())):
+            words, tally = (
+                f"{partial} is not seen alike by all processes; starting anew",
+                Tally(*tally.images.shape[::2]),
+            )
+        if parallel.is_primary():
+            if words:
+                print(words, flush=True)
+            if not tally.done.any():
+                shutil.rmtree(partial.parent / "predictions", ignore_errors=True)  # of another evaluation
+        parallel.wait_for_all("begin")
+        return tally
+
     def _count(self, variables: Variables, tally: Tally, save: Callable[[], None] | None) -> None:
         """Count the images that the tally lacks."""
         pending = [int(i) for i in np.argsort(-self._work, kind="stable") if not tally.done[i]]
         saved = time.monotonic()
-        with self._track(int(self._work.sum()), "evaluate") as advance:
-            advance(int(self._work[tally.done].sum()))
+        with self._track(int(self._work.sum()), "evaluate", first=int(self._work[tally.done].sum())) as advance:
             for data, counts in _one_behind(self._scored(variables, pending)):
                 index = np.asarray(counts["index"])
                 if self._options.save_predictions and save:
                     self._write_predictions(data, counts)
-                tally.add(np.asarray(counts["confusion"], np.int64), np.asarray(counts["images"]), index)
+                tally.add(join_halves(np.asarray(counts["confusion"])), np.asarray(counts["images"]), index)
                 advance(int(self._work[index[index >= 0]].sum()))
                 if save and parallel.is_primary() and time.monotonic() - saved > _SAVE_SECONDS:
-                    save()
                     saved = time.monotonic()
+                    try:
+                        save()
+                    except OSError as error:  # the evaluation can be finished all the same
+                        print(f"what is counted so far could not be saved below {self._directory}: {error}", flush=True)
 
     def _scored(self, variables: Variables, indices: Sequence[int]) -> Iterator[tuple[Batch, Batch]]:
         """Yield each batch and its counts, both on the devices."""
@@ -197,20 +220,32 @@ class Validation:
         parts = (parallel.local_rows(x) for x in (data["index"], data["size"], counts["labels"]))
         for index, (height, width), labels in zip(*parts, strict=True):
             if index >= 0:
-                path = self._directory / "eval" / "predictions" / f"{self._source.ids(int(index))}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(self._card.classes.to_raw(labels[:height, :width])).save(path)
+                picture = Image.fromarray(self._card.classes.to_raw(labels[:height, :width]))
+                write_png(self._prediction(int(index)), picture)
+
+    def _write_missing_predictions(self, variables: Variables) -> None:
+        """Label again what another process had counted, but not yet written, when it was interrupted."""
+        parallel.wait_for_all("predictions")
+        missing = [i for i in range(len(self._source)) if not self._prediction(i).exists()]
+        parallel.wait_for_all("missing predictions")  # nobody writes before everybody has looked
+        for data, counts in _one_behind(self._scored(variables, missing)):
+            self._write_predictions(data, counts)
+
+    def _prediction(self, index: int) -> Path:
+        return self._directory / "eval" / "predictions" / f"{self._source.ids(index)}.png"
 
     def _pictured(self, variables: Variables, chosen: Sequence[int]) -> dict[int, np.ndarray]:
         """Label the chosen images, and some spread over the split, once more: {index: labels u8 [H, W]}."""
         # Spread: neighbours are often frames of one video.
         spread = np.linspace(0, len(self._source) - 1, self._pictures).round().astype(int).tolist()
-        found = {i: np.empty(0) for i in spread}
-        for data, counts in _one_behind(self._scored(variables, [*found, *(i for i in chosen if i not in found)])):
-            shared = self._share(counts["index"], data["size"], counts["labels"])
-            for index, (height, width), labels in zip(*map(np.asarray, shared), strict=True):
-                if index >= 0:
-                    found[int(index)] = labels[:height, :width]
+        found = {i: np.empty(0) for i in dict.fromkeys([*spread, *chosen])}
+        with self._track(len(found), "pictures") as advance:
+            for data, counts in _one_behind(self._scored(variables, list(found))):
+                shared = self._share(counts["index"], data["size"], counts["labels"])
+                for index, (height, width), labels in zip(*map(np.asarray, shared), strict=True):
+                    if index >= 0:
+                        found[int(index)] = labels[:height, :width]
+                        advance(1)
         return found
 
     def _draw(

@@ -134,7 +134,9 @@ def build(run: Run, directory: Path, protocol: Protocol | None, source: Source |
     return made, model.variables
 
 
-def test_an_interrupted_evaluation_goes_on(finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_evaluation_goes_on(
+    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     protocol = semseg((1.0,), 60, (41, 41))
     monkeypatch.setattr(validation, "_SAVE_SECONDS", -1.0)
     whole, variables = build(finished_run, tmp_path / "whole", protocol)
@@ -164,16 +166,51 @@ def test_an_interrupted_evaluation_goes_on(finished_run: Run, tmp_path: Path, mo
     assert sorted(np.concatenate([*counted, *again])) == list(range(10))
     assert not set(counted[0]) & set(np.concatenate(again))
     np.testing.assert_array_equal(evaluated(tmp_path / "cut")[0], evaluated(tmp_path / "whole")[0])
-    # Other parameters, or another protocol, start from nothing.
-    made._count(variables, tally := validation.Tally(10, 3), None)
-    tally.save(tmp_path / "cut" / "eval" / "partial.npz", "something else")
-    again.clear()
-    assert made.run(variables, 12, resume=True) == expected
-    assert sorted(np.concatenate(again)) == list(range(10))
+    # The counts of another evaluation, or a damaged file, start from nothing, in words.
+    partial = tmp_path / "cut" / "eval" / "partial.npz"
+    validation.Tally(10, 3).save(partial, "something else")
+    for words in ("is of another evaluation", "is damaged"):
+        again.clear()
+        assert made.run(variables, 12, resume=True) == expected
+        assert sorted(np.concatenate(again)) == list(range(10))
+        assert words in capsys.readouterr().out
+        partial.write_bytes(b"PK\x03\x04 half a file")
+
+
+def test_other_data_or_classes_are_another_evaluation(finished_run: Run, tmp_path: Path, monkeypatch) -> None:
+    owners: list[str] = []
+    monkeypatch.setattr(validation.Tally, "load", lambda self, path, owner: owners.append(owner) or "")
+    sources = [ManySizes(classes.get(name)) for name in ("camvid", "camvid", "voc2012")]
+    sources[0].directory = Path("corrected")
+    for source in sources:
+        made, variables = build(finished_run, tmp_path, None, source)
+        monkeypatch.setattr(made, "_count", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            made.run(variables, 12, resume=True)
+    assert len(set(owners)) == 3
+
+
+def test_label_maps_that_were_not_written_before_an_interruption_are_made_up_for(
+    one_device: Path, finished_run: Run, tmp_path: Path
+) -> None:
+    made, variables = build(finished_run, tmp_path, semseg(MULTI, 60, (41, 41)))
+    made._options.save_predictions = True
+    made.run(variables, 12, resume=True)
+    folder = tmp_path / "eval" / "predictions"
+    expected = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    assert len(expected) == 10
+    for name in list(expected)[:3]:
+        (folder / name).unlink()
+    made._write_missing_predictions(variables)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
+    reference = {path.name: path.read_bytes() for path in (one_device / "eval" / "predictions").iterdir()}
+    assert expected == reference
 
 
 class ManySizes(Source):
     """Fifty images of fifty sizes."""
+
+    void = False
 
     def __init__(self, table: classes.ClassTable) -> None:
         self.classes, self.split, self.directory = table, "val", Path("many")
@@ -185,7 +222,8 @@ class ManySizes(Source):
     def __getitem__(self, index: int) -> dict:
         size = self.sizes()[index]
         label = np.random.default_rng(index).integers(0, 3, size).astype(np.uint8)
-        return {"image": label[..., None].repeat(3, -1) * 90, "label": label, "id": str(index)}
+        image = label[..., None].repeat(3, -1) * 90
+        return {"image": image, "label": np.full_like(label, 255) if self.void else label, "id": str(index)}
 
     def ids(self, index: int) -> str:
         return str(index)
@@ -218,6 +256,14 @@ def peak_memory(command: list[str]) -> float:
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
     return usage.ru_maxrss / 1024
+
+
+def test_a_split_without_labels_is_scored_as_nothing(finished_run: Run, tmp_path: Path) -> None:
+    source = ManySizes(api.load(finished_run.workdir).card.classes)
+    source.void = True
+    made, variables = build(finished_run, tmp_path, semseg((1.0,), 60, (41, 41)), source)
+    assert made.run(variables, 12) == {"mean_iou": None, "pixel_accuracy": None, "mean_accuracy": None}
+    assert evaluated(tmp_path)[1]["pixels"] == 0
 
 
 @pytest.mark.slow

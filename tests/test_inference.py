@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from psp_jax.data.transforms import fit_image, fitted_size
-from psp_jax.inference import make_eval_step, make_labeler
+from psp_jax.inference import count_parts, join_halves, make_eval_step, make_labeler
 from psp_jax.interpolation import resize
 
 CANVAS = (65, 81)
@@ -84,7 +84,7 @@ def test_counting_agrees_with_labelling_and_ignores_padding() -> None:
         valid, found = truth != 255, label({}, [image])[0][0]
         np.add.at(expected[i], (truth[valid], found[valid]), 1)
         np.testing.assert_array_equal(counts["labels"][i, : truth.shape[0], : truth.shape[1]], found)
-    np.testing.assert_array_equal(counts["confusion"], expected.sum(0))
+    np.testing.assert_array_equal(join_halves(np.asarray(counts["confusion"])), expected.sum(0))
     parts = [np.diagonal(expected, axis1=1, axis2=2), expected.sum(2), expected.sum(1)]
     np.testing.assert_array_equal(counts["images"], np.stack(parts, 1))
 
@@ -92,3 +92,9 @@ def test_counting_agrees_with_labelling_and_ignores_padding() -> None:
 def test_fitted_size_keeps_the_ratio() -> None:
     assert fitted_size((100, 200), (65, 81)) == (40, 81)
     assert fitted_size((200, 100), (65, 81)) == (65, 32)
+
+
+def test_counts_of_many_large_images_do_not_overflow() -> None:
+    confusion = jnp.full((5, 2, 2), 2**30 + 12_345, jnp.int32)
+    total = join_halves(np.asarray(jax.jit(count_parts)(confusion)["confusion"]))
+    np.testing.assert_array_equal(total, np.full((2, 2), 5 * (2**30 + 12_345)))

@@ -186,7 +186,7 @@ def test_two_runs_in_one_workdir_are_refused(finished_run: Run) -> None:
     with lock(finished_run.workdir):
         done = finished_run.start(finished_run.workdir)
     assert done.returncode == 1
-    assert "Another process is training in" in done.stderr
+    assert "Another process is working in" in done.stderr
 
 
 def test_best_checkpoint_by_command(finished_run: Run, tmp_path: Path) -> None:

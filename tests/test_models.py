@@ -99,7 +99,7 @@ def test_table_1_variants() -> None:
 
 def small_model(**options: object):
     settings = defaults().model
-    settings.update(depth=50, width=8, head_channels=8, aux_channels=8, **options)
+    settings.update({"depth": 50, "width": 8, "head_channels": 8, "aux_channels": 8} | options)
     return build_model(settings, 5)
 
 
@@ -118,20 +118,47 @@ def test_first_block_dilation_matters_only_where_a_dilated_stage_begins() -> Non
 def test_rematerialisation_and_bfloat16_compute_the_same_network() -> None:
     image = jax.random.normal(jax.random.key(0), (2, 33, 33, 3))
     plain = small_model(dropout=0.0)
-    variables = plain.init(jax.random.key(1), image, train=True)
+    variables = jax.jit(lambda key: plain.init(key, image, train=True))(jax.random.key(1))
 
     def loss(model, params: object) -> jax.Array:
         stats = variables["batch_stats"]
         outputs, _ = model.apply({"params": params, "batch_stats": stats}, image, train=True, mutable=["batch_stats"])
         return jnp.square(outputs["logits"]).mean()
 
-    value, gradient = jax.value_and_grad(lambda p: loss(plain, p))(variables["params"])
-    value_remat, gradient_remat = jax.value_and_grad(lambda p: loss(small_model(dropout=0.0, remat=True), p))(
-        variables["params"]
-    )
+    value, gradient = jax.jit(jax.value_and_grad(lambda p: loss(plain, p)))(variables["params"])
+    remat = small_model(dropout=0.0, remat=True)
+    value_remat, gradient_remat = jax.jit(jax.value_and_grad(lambda p: loss(remat, p)))(variables["params"])
     np.testing.assert_allclose(value, value_remat, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, gradient_remat)
-    np.testing.assert_allclose(value, loss(small_model(dropout=0.0, dtype="bfloat16"), variables["params"]), rtol=0.1)
+    half = small_model(dropout=0.0, dtype="bfloat16")
+    np.testing.assert_allclose(value, jax.jit(lambda p: loss(half, p))(variables["params"]), rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"depth": 10},
+        {"depth": 10, "pool": "max", "align_corners": False, "first_block_dilation": "contracted"},
+        {"stem": "7x7", "head": "fcn", "output_stride": 16},
+    ],
+    ids=["average", "max", "bottleneck"],
+)
+def test_what_lies_beyond_an_image_counts_as_padding(options: dict) -> None:
+    """One program with `valid` gives each image the logits that it has alone, at its own size."""
+    model = small_model(**options)
+    images = np.asarray(jax.random.normal(jax.random.key(0), (2, 73, 66, 3)))
+    variables = jax.jit(lambda key: model.init(key, images, train=True))(jax.random.key(1))
+    variables["batch_stats"] = jax.tree.map(lambda x: x + 0.3, variables["batch_stats"])  # so that zero is not neutral
+    sizes = [(41, 66), (52, 37)]
+    padded = np.zeros_like(images)
+    for image, target, (height, width) in zip(images, padded, sizes, strict=True):
+        target[:height, :width] = image[:height, :width]
+    apply = jax.jit(lambda x, valid=None: model.apply(variables, x, train=False, valid=valid)["logits"])
+    together = apply(padded, jnp.asarray(sizes))
+    for image, found, (height, width) in zip(images, together, sizes, strict=True):
+        alone = apply(image[None, :height, :width])[0]
+        ours = found[: alone.shape[0], : alone.shape[1]]
+        np.testing.assert_allclose(ours, alone, atol=1e-5 * np.abs(alone).max())
 
 
 def test_channel_dropout_drops_whole_maps() -> None:

@@ -137,6 +137,14 @@ def test_long_work_gives_a_sign_of_life_without_a_terminal(capsys, monkeypatch):
     ]
 
 
+def test_what_was_done_before_does_not_count_as_speed(capsys, monkeypatch):
+    now = iter([0.0, 60.0, 70.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    with progress.track(1000, "evaluate", first=900) as advance:
+        advance(10)
+    assert capsys.readouterr().out.splitlines()[0] == "evaluate: 910/1000 after 60 s, 0:09:00 left"
+
+
 def test_terminal_shows_bars_and_lines(tmp_path):
     program = f"""
 from psp_jax.progress import Progress

@@ -61,7 +61,7 @@ def test_shares_of_all_windows_add_up_to_one_everywhere(protocol, size) -> None:
     assert steps["row_shares"].shape == (len(protocol.views), shapes.shape[0])
     height, width = protocol.window
     for view, (scale, _) in enumerate(protocol.views):
-        total = np.zeros(shapes.canvases[view])
+        total = np.zeros(shapes.shape)
         for which, top, left, _ in steps["windows"][: steps["count"]]:
             if which == view:
                 rows = steps["row_shares"][view, top : top + height]

@@ -1,6 +1,8 @@
 """The pages about runs in a real browser: they work by mouse and keyboard, fetch nothing and raise no error."""
 
 import io
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,3 +248,20 @@ def test_comparison_shows_both_predictions(visit, comparison):
     assert close(pixel(stage, 0.6, row), (200, 0, 200))
     page.get_by_role("button", name="Error map").click()
     assert close(pixel(stage, 0.6, row), (255, 59, 48))
+
+
+def test_a_split_without_labels_still_has_a_page(visit, tmp_path):
+    workdir = write_workdir(tmp_path / "void")
+    for name in ("metrics.json", "images.json", "gallery/index.json"):
+        path = workdir / "eval" / name
+        path.write_text(re.sub(r"(_iou|accuracy|score)\": [0-9.e-]+", r'\1": null', path.read_text()))
+    metrics = json.loads((workdir / "eval" / "metrics.json").read_text())
+    metrics["per_class_iou"] = dict.fromkeys(metrics["per_class_iou"])
+    (workdir / "eval" / "metrics.json").write_text(json.dumps(metrics))
+    counts = workdir / "eval" / "confusion.csv"
+    counts.write_text(re.sub(r",[0-9]+", ",0", counts.read_text()))
+    for truth in (workdir / "eval" / "gallery").glob("*.truth.png"):
+        Image.new("L", Image.open(truth).size, 255).save(truth)
+    page = visit(write_report(workdir))
+    assert page.locator("#classes tbody tr").count() == 4
+    assert page.get_by_role("button", name="Dark").is_visible()

@@ -48,7 +48,7 @@ function classTable() {
     barColumn("Pixels %", ({ share }) => share ?? null, most, "share"),
   ];
   const known = columns.filter(({ value }) => classes.some((row) => value(row) !== null));
-  return sortableTable("Scores of every class", known, classes, 1);
+  return sortableTable("Scores of every class", known, classes, known.length > 1 ? 1 : 0);
 }
 
 if (images) {
