@@ -20,7 +20,7 @@ from jax import lax
 from psp_jax.checkpoint import Checkpoints, load_variables
 from psp_jax.inference import make_forward, make_labeler
 from psp_jax.interpolation import resize
-from psp_jax.models import build_model
+from psp_jax.models import build_model, variable_shapes
 from psp_jax.protocols import SCALES, layout, semseg
 from psp_jax.sliding import SlidingScorer, make_sliding_labeler
 from psp_jax.tiling import make_tile_labeler
@@ -151,8 +151,7 @@ def load(directory: str | Path, checkpoint: str = "latest", sharding: jax.shardi
         raise ValueError(f"checkpoint={checkpoint!r} is unknown; choose one of: latest, best.")
     directory = Path(directory)
     card = ModelCard.read(directory)
-    network = build_model(card.model, card.classes.num_classes)
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=True))
+    shapes = variable_shapes(card.model, card.classes.num_classes)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
     if (directory / PARAMETERS).exists():

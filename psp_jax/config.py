@@ -42,6 +42,8 @@ def defaults() -> ConfigDict:
             "width": 64,
             "output_stride": 8,
             "first_block_dilation": "full",
+            "basic_dilation": "both",  # of the convolutions of a basic block; first in mmsegmentation
+            "stride_in": "3x3",  # of a bottleneck; 1x1 in the paper's Caffe network on ADE20K
             "head": "psp",
             "head_channels": 512,
             "bins": (1, 2, 3, 6),
@@ -53,6 +55,14 @@ def defaults() -> ConfigDict:
             "align_corners": True,
             "dtype": "float32",  # of convolutions; statistics, logits and loss are float32 always
             "remat": False,
+        }
+    )
+    # What a run starts from; a run that goes on from a checkpoint reads none of it.
+    config.init = ConfigDict(
+        {
+            "source": "random",  # or whose weights: torchvision, timm, semseg, mmseg, encoding
+            "path": "",  # their file, or its URL
+            "sha256": "",  # of the file, or its first digits; "" takes those that end the name in a URL
         }
     )
     config.train = ConfigDict(
@@ -175,7 +185,7 @@ def _side_pair(value: tuple[int, ...] | int, field: str) -> tuple[int, int]:
     return (sides[0], sides[-1])
 
 
-def _check_size(size: tuple[int, int], field: str, model: Mapping[str, Any]) -> None:
+def check_size(size: tuple[int, int], field: str, model: Mapping[str, Any]) -> None:
     """Raise ValueError where the network's grid does not fit `size` (height, width).
 
     With align_corners, first and last feature sit on first and last pixel: sizes are k * output_stride + 1. Without,
@@ -211,11 +221,11 @@ def check_values(config: ConfigDict) -> None:
         raise ValueError("train.steps and train.epochs are both 0; set one of them.")
     if config.eval.checkpoint not in ("latest", "best"):
         raise ValueError(f"eval.checkpoint={config.eval.checkpoint!r} is unknown; choose one of: latest, best.")
-    _check_size(crop_size(config), "train.crop_size", config.model)
-    _check_size(eval_size(config), "eval.size", config.model)
+    check_size(crop_size(config), "train.crop_size", config.model)
+    check_size(eval_size(config), "eval.size", config.model)
     window = eval_window(config)
     if window:
-        _check_size(window, "eval.window", config.model)
+        check_size(window, "eval.window", config.model)
 
 
 def crop_size(config: ConfigDict) -> tuple[int, int]:
@@ -240,7 +250,9 @@ def check_mesh(config: ConfigDict, training: bool, data: int, spatial: int, proc
             f"mesh.data={data} does not divide over {processes} processes: mesh.spatial={spatial} would split an image "
             "between them; lower mesh.spatial."
         )
-    fields = {"eval.batch_size": config.eval.batch_size}
+    fields = {}
+    if training or config.eval.protocol == "whole":  # the others give each device an image at a time
+        fields["eval.batch_size"] = config.eval.batch_size
     if training:
         fields["train.batch_size"] = config.train.batch_size
         rows = crop_size(config)[0]
@@ -270,8 +282,11 @@ def total_steps(config: ConfigDict, num_images: int) -> int:
 
 
 def changed_fields(before: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Describe each field that changes what is learned and differs between a run's configuration and the new one."""
-    old, new = dict(flatten(before)), dict(flatten(config))
+    """Describe each field that changes what is learned and differs between a run's configuration and the new one.
+
+    A field that an older version did not have counts as its default: that is what the run did.
+    """
+    old, new = dict(flatten(defaults())) | dict(flatten(before)), dict(flatten(config))
     return [
         f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
         for field in sorted(old | new)

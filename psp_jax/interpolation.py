@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 Array = jax.Array
 
@@ -110,11 +111,13 @@ def adaptive_max_pool(x: Array, bins: int, valid: Array | None = None) -> Array:
     Where `valid` i32 [B, 2] is given, the grid divides the first (height, width) of each map alone.
     """
     if valid is None:
-        rows = [x[:, start:end].max(axis=1) for start, end in bin_edges(x.shape[1], bins)]
-        cells = [[row[:, start:end].max(axis=1) for start, end in bin_edges(x.shape[2], bins)] for row in rows]
-        return jnp.stack([jnp.stack(row, axis=1) for row in cells], axis=1)
+        for axis in (1, 2):
+            edges = bin_edges(x.shape[axis], bins)
+            parts = [lax.slice_in_dim(x, start, end, axis=axis).max(axis, keepdims=True) for start, end in edges]
+            x = jnp.concatenate(parts, axis)
+        return x
     down, across = (_cells(x.shape[1 + axis], bins, valid[:, axis]) for axis in range(2))
     least = -jnp.inf
-    rows = [jnp.where(down[:, i, :, None, None], x, least).max(axis=1) for i in range(bins)]
-    cells = [[jnp.where(across[:, j, :, None], row, least).max(axis=1) for j in range(bins)] for row in rows]
+    strips = [jnp.where(down[:, i, :, None, None], x, least).max(axis=1) for i in range(bins)]
+    cells = [[jnp.where(across[:, j, :, None], strip, least).max(axis=1) for j in range(bins)] for strip in strips]
     return jnp.stack([jnp.stack(row, axis=1) for row in cells], axis=1)

@@ -21,6 +21,7 @@ from psp_jax.data.transforms import AugmentSettings
 from psp_jax.evaluate import evaluate
 from psp_jax.models import check_model
 from psp_jax.train import train
+from psp_jax.weights.initial import check_init
 from psp_jax.workdir import ModelCard
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration, for example configs/quickstart.py.")
@@ -85,6 +86,7 @@ def _run(_: list[str]) -> None:
     config = FrozenConfigDict(_CONFIG.value)
     configuration.check_fields(config)
     check_model(config.model)
+    check_init(config.init.source, config.init.path)
     AugmentSettings(**config.augment)  # checks itself
     configuration.check_values(config)
     logging.set_verbosity(logging.ERROR)  # Orbax tells every step of every save otherwise, and warns without a reason

@@ -7,10 +7,12 @@ Data parallelism is the partitioner's work: arrays are global, the batch axis is
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax._src import distributed  # the barrier of the coordination service has no public name
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Array = jax.Array
@@ -97,6 +99,17 @@ def to_global(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str
     }
 
 
+def to_replicated(tree: Any, mesh: Mesh) -> Any:
+    """Put a copy of every array of a tree, the same in each process, on all devices."""
+
+    def put(value: np.ndarray | Array) -> Array:
+        if isinstance(value, Array):
+            return value  # where it belongs already
+        return jax.make_array_from_callback(value.shape, replicated(mesh), lambda index: value[index])
+
+    return jax.tree.map(put, tree)
+
+
 def local_rows(x: Array) -> np.ndarray:
     """Return this process's rows of an array [B, ...] that is sharded along its first axis."""
     shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
@@ -116,6 +129,13 @@ def wait_for_all(name: str, hours: float = 24.0) -> None:
     client = distributed.global_state.client
     if client is not None:
         client.wait_at_barrier(name, timeout_in_ms=int(hours * 3_600_000))
+
+
+def agree(value: int) -> bool:
+    """Say whether `value` is the same on every process; all must ask."""
+    return (
+        bool((multihost_utils.process_allgather(np.int32(value)) == value).all()) if jax.process_count() > 1 else True
+    )
 
 
 def leave(code: int) -> None:

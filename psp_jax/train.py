@@ -20,7 +20,7 @@ from psp_jax.checkpoint import Checkpoints
 from psp_jax.data.pipeline import train_batches
 from psp_jax.data.source import Source
 from psp_jax.data.transforms import AugmentSettings
-from psp_jax.models import build_model
+from psp_jax.models import build_model, variable_shapes
 from psp_jax.optimizer import poly_schedule, sgd
 from psp_jax.progress import Progress, Throughput
 from psp_jax.report import write_report
@@ -34,6 +34,8 @@ from psp_jax.train_step import (
     make_train_step,
 )
 from psp_jax.validation import Validation
+from psp_jax.weights.fetch import fetch
+from psp_jax.weights.initial import RANDOM, initialise
 from psp_jax.workdir import CHECKPOINTS, ModelCard, check_owner, lock, versions, write_json
 
 
@@ -70,7 +72,7 @@ def train(
         std=IMAGENET_STD,
         size=configuration.eval_size(config),
         window=configuration.crop_size(config),
-        base_size=config.eval.base_size[0] if config.eval.base_size else 512,
+        base_size=config.eval.base_size[0] if len(config.eval.base_size) == 1 else 512,
     )
     check_owner(directory, _plain(config), card.classes, len(train_source), override)
     model = build_model(card.model, card.classes.num_classes)
@@ -86,7 +88,9 @@ def train(
         stack.callback(checkpoints.close)
         latest = checkpoints.latest_step()
         if latest is not None:
-            state = checkpoints.restore(latest, state)
+            state, origin = checkpoints.restore(latest, state), ""
+        else:
+            state, origin = _initialised(state, config.init, card, mesh)
         start = int(state.step)
         if primary:  # only now: a run that cannot go on keeps the record of what it was
             card.write(directory)
@@ -94,10 +98,20 @@ def train(
         progress = stack.enter_context(
             Progress(directory, steps, start, primary=primary, tensorboard=config.log.tensorboard)
         )
-        progress.say(_opening(config, mesh, directory, start, steps, len(train_source), state))
+        progress.say(_opening(config, mesh, directory, start, steps, len(train_source), state, origin))
         recorder = _Recorder(progress, schedule, config.train.log_every_steps, steps, train_source, directory)
         validation = Validation(config, card, model, mesh, eval_source, directory, progress)
         return _loop(config, mesh, train_source, state, (start, steps), step_fn, recorder, validation, checkpoints)
+
+
+def _initialised(state: TrainState, init: ConfigDict, card: ModelCard, mesh: Mesh) -> tuple[TrainState, str]:
+    """Return the first state with the weights that `config.init` names, and what was taken from where."""
+    if init.source == RANDOM:
+        return state, " from random weights"
+    file = fetch(init.path, init.sha256 or None)
+    found, origin = initialise(state.variables, card.model, variable_shapes, init.source, file, card.mean, card.std)
+    variables = parallel.to_replicated(found, mesh)
+    return TrainState(state.step, variables["params"], variables["batch_stats"], state.opt_state), f" from {origin}"
 
 
 def _optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
@@ -267,7 +281,7 @@ def _state_of(start: int, steps: int) -> str:
 
 
 def _opening(
-    config: ConfigDict, mesh: Mesh, directory: Path, start: int, steps: int, images: int, state: TrainState
+    config: ConfigDict, mesh: Mesh, directory: Path, start: int, steps: int, images: int, state: TrainState, origin: str
 ) -> str:
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     model = config.model
@@ -276,5 +290,5 @@ def _opening(
         f"{parameters / 1e6:.1f} M parameters, {model.dtype}\n"
         f"{steps} steps of {config.train.batch_size} crops {configuration.crop_size(config)} from {images} images "
         f"({steps * config.train.batch_size / images:.1f} epochs) on {mesh.size} x {jax.devices()[0].device_kind}\n"
-        f"{_state_of(start, steps)} in {directory}"
+        f"{_state_of(start, steps)} in {directory}{origin}"
     )

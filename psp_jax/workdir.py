@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from PIL import Image
+
 from psp_jax.classes import ClassTable
 from psp_jax.config import changed_fields
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+# Fields of config.model that models written by version 0.1.0 lack, and how their networks are.
+LATER_FIELDS = {"basic_dilation": "both", "stride_in": "3x3"}
 PACKAGES = ("psp-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -59,14 +63,15 @@ class ModelCard:
         path = directory / "model.json"
         if not path.exists():
             raise FileNotFoundError(
-                f"{directory} holds no model.json; give the workdir of a training run or the output of psp_jax.export."
+                f"{directory} holds no model.json; give the workdir of a training run, or what psp_jax.export in the "
+                "format orbax or psp_jax.import_weights wrote."
             )
         record = read_json(path)
         if record.get("format") != 1:
             raise ValueError(f"{path} has the format {record.get('format')!r}, this version of psp_jax reads format 1.")
         window = record.get("window", record["size"])  # runs of version 0.1.0 have none
         return cls(
-            model=record["model"],
+            model=LATER_FIELDS | record["model"],
             classes=ClassTable.from_dict(record["classes"]),
             mean=tuple(record["mean"]),
             std=tuple(record["std"]),
@@ -125,7 +130,9 @@ def lock(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"Another process is training in {directory}; wait for it, or end it.") from None
+            raise ValueError(
+                f"Another process is working in {directory} (training or evaluating); wait for it, or end it."
+            ) from None
         yield
 
 
@@ -134,6 +141,14 @@ def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Write a PNG so that the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    picture.save(partial, format="PNG")
     os.replace(partial, path)
 
 

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference_names import from_reference, to_reference
 
 from psp_jax.config import defaults
 from psp_jax.interpolation import resize
-from psp_jax.models import build_model
+from psp_jax.models import build_model, variable_shapes
 from psp_jax.optimizer import poly_schedule, sgd
 from psp_jax.train_step import TrainState, make_train_step
+from psp_jax.weights.tables import from_variables, names, to_variables
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason="the stored reference outputs are not beside this clone")
@@ -42,9 +42,14 @@ def setup(golden: dict[str, Any], reference: Any) -> tuple[Any, Any, dict[str, A
     settings = defaults().model
     settings.dropout = 0.0
     model = build_model(settings, meta["classes"])
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=True))
-    variables = {name: from_reference(shapes[name], reference.fill) for name in ("params", "batch_stats")}
-    return model, variables, meta
+    shapes = variable_shapes(settings, meta["classes"])
+    tensors = {name: reference.fill(name, entry.shape) for name, entry in names("semseg", settings, shapes).items()}
+    return model, to_variables("semseg", tensors, settings, shapes), meta
+
+
+def to_reference(variables: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return {semseg name: tensor} of parameters, or of parameters and statistics."""
+    return from_variables("semseg", variables, defaults().model)
 
 
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -53,7 +58,7 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def test_every_tensor_of_the_reference_is_there(golden: dict[str, Any], setup: tuple[Any, Any, Any]) -> None:
     _, variables, _ = setup
-    ours = {**to_reference(variables["params"]), **to_reference(variables["batch_stats"])}
+    ours = to_reference(variables)
     theirs = {
         str(name): tuple(json.loads(str(shape).replace("(", "[").replace(",)", ")").replace(")", "]")))
         for name, shape in zip(golden["state_names"], golden["state_shapes"], strict=True)
@@ -111,17 +116,17 @@ def test_eight_training_steps(golden: dict[str, Any], reference: Any, setup: tup
     # After one step from rest the momentum buffer is the gradient plus weight decay.
     buffer = first.opt_state[1].trace
     gradients = jax.tree.map(lambda v, p: v - meta["weight_decay"] * p, buffer, variables["params"])
-    norms = {name: np.linalg.norm(value) for name, value in to_reference(gradients).items()}
+    norms = {name: np.linalg.norm(value) for name, value in to_reference({"params": gradients}).items()}
     expected = zip(golden["grad_names"], golden["grad_norms"], strict=True)
     error = np.array([abs(norms[str(name)] / norm - 1) for name, norm in expected])
     assert np.median(error) < 1e-3
     assert error.max() < 1e-2
 
-    stats = to_reference(first.batch_stats)
+    stats = to_reference(first.variables)
     for name, norm in zip(golden["stat_names"], golden["stat_norms"], strict=True):
         if not str(name).endswith("num_batches_tracked"):
             assert abs(np.linalg.norm(stats[str(name)]) / norm - 1) < 1e-5, name
 
-    after = to_reference(last.params)
+    after = to_reference({"params": last.params})
     for name, norm in zip(golden["param_names"], golden["param_norms_after"], strict=True):
         assert abs(np.linalg.norm(after[str(name)]) / norm - 1) < 1e-2, name

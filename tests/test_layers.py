@@ -12,29 +12,22 @@ PACKAGE = ROOT / "psp_jax"
 # From the top to the bottom: a module imports only from the rows below its own. A folder is one entry and may import
 # within itself; nothing else imports from its own row.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("main", "prepare", "predict", "export", "score", "compare"),  # commands
+    ("main", "prepare", "predict", "export", "import_weights", "score", "compare"),  # commands
     ("train", "evaluate"),  # loops
     ("api", "validation"),  # assembled pieces; these two are made of the next, which know the TrainState of the last
-    ("sliding", "tiling", "report", "results"),
+    ("sliding", "tiling", "report", "results", "deploy"),
     ("inference", "checkpoint"),
     ("train_step",),
+    # Parts, independent of each other.
     (
-        "models",
-        "data",
-        "losses",
-        "optimizer",
-        "metrics",
-        "progress",
-        "workdir",
-        "protocols",
-        "cityscapes",
-        "tally",
-    ),  # parts, independent of each other
-    ("command", "config", "parallel", "classes", "visualize", "interpolation"),  # leaves
+        *("models", "data", "weights", "losses", "optimizer", "metrics", "progress", "workdir"),
+        *("protocols", "cityscapes", "tally"),
+    ),
+    ("command", "config", "parallel", "classes", "visualize", "interpolation", "download"),  # leaves
 )
 ROW_OF = {entry: row for row, entries in enumerate(ROWS) for entry in entries}
 # Data workers are processes of their own: JAX in them costs memory, start-up time and, on accelerators, the device.
-NO_JAX = ("data", "classes", "visualize", "progress", "protocols", "cityscapes", "report")
+NO_JAX = ("data", "classes", "visualize", "progress", "protocols", "cityscapes", "report", "download")
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 60
 TABLES = {(Path("psp_jax/config.py"), "defaults")}  # functions that are lists of values without logic: any length

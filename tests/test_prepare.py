@@ -1,20 +1,19 @@
 """Preparation: once, by one process, safe against being killed, with a sentence for everything that can be wrong."""
 
 import hashlib
-import http.server
 import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import data_sets
 import pytest
+from file_server import Server, running_server
 
 from psp_jax import prepare
-from psp_jax.data import download, prepared
+from psp_jax.data import prepared
 from psp_jax.data.prepared import describe, ensure_prepared
 from psp_jax.data.source import open_source
 
@@ -187,71 +186,10 @@ def test_no_place_to_write(tmp_path: Path, archive: Path) -> None:
         ensure_prepared("ade20k", tmp_path / "data", archive=archive)
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `content` under every path; sends parts if `parts`, and ends the connection after `cut` bytes."""
-
-    content = bytes(range(256)) * 4000
-    parts = True
-    cut: int | None = None
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[str | None] = []
-        self.url = f"http://127.0.0.1:{self.server_port}/a.zip"
-        self.sha1 = hashlib.sha1(self.content).hexdigest()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        wanted = self.headers["Range"]
-        self.server.requests.append(wanted)
-        begin = int(wanted[len("bytes=") : -1]) if wanted and self.server.parts else 0
-        if begin >= len(self.server.content):
-            self.send_error(416)
-            return
-        body = self.server.content[begin:]
-        self.send_response(206 if begin else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: self.server.cut])
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with running_server() as server:
         yield server
-        server.shutdown()
-
-
-@pytest.mark.parametrize("parts", [True, False])
-def test_a_broken_download_goes_on(tmp_path: Path, server: Server, parts: bool) -> None:
-    target = tmp_path / "downloads" / "a.zip"
-    server.parts, server.cut = parts, 300_000
-    with pytest.raises(FileNotFoundError, match=r"Cannot fetch .* 300,000 bytes are kept, .* means and keep it\."):
-        download.fetch(server.url, target, server.sha1, "keep it")
-    assert not target.exists()
-    server.cut = None
-    download.fetch(server.url, target, server.sha1, "keep it")
-    assert target.read_bytes() == server.content
-    assert server.requests == [None, "bytes=300000-"]
-
-
-def test_a_complete_part_is_only_verified(tmp_path: Path, server: Server) -> None:
-    (tmp_path / "a.zip.part").write_bytes(server.content)
-    download.fetch(server.url, tmp_path / "a.zip", server.sha1, "keep it")
-    assert (tmp_path / "a.zip").read_bytes() == server.content
-
-
-def test_a_wrong_checksum_is_refused(tmp_path: Path, server: Server) -> None:
-    with pytest.raises(ValueError, match=f"checksum {server.sha1}, not 0000; it was removed, try again"):
-        download.fetch(server.url, tmp_path / "a.zip", "0000", "keep it")
-    assert not list(tmp_path.iterdir())
 
 
 def test_ade20k_is_downloaded_once(

@@ -53,6 +53,7 @@ def test_ade20k_archive_to_evaluated_run(tmp_path: Path) -> None:
         "--config=configs/ade20k.py",
         f"--config.data.dir={tmp_path}",
         "--config.model.dtype=float32",
+        "--config.init.source=random",
         "--config.data.num_workers=1",
         *TINY,
     )

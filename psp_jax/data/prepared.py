@@ -10,7 +10,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from psp_jax.data import builders, download
+from psp_jax import download
+from psp_jax.data import builders
 from psp_jax.data.builders.ade20k import Ade20k, Archive
 from psp_jax.data.builders.image_folder import ImageFolder, open_folder
 from psp_jax.data.source import read_info
@@ -106,7 +107,7 @@ def _ade20k_archive(root: Path, archive: str | Path | None, say: Callable[[str],
     if not target.exists():
         say(f"Fetching {ADE20K_URL} to {target} (about 1 GB).")
         command = f"python -m psp_jax.prepare --dataset ade20k --data_dir {root} --archive PATH"
-        download.fetch(ADE20K_URL, target, ADE20K_SHA1, f"put it at {target}, or run `{command}`")
+        download.fetch(ADE20K_URL, target, "sha1", ADE20K_SHA1, f"put it at {target}, or run `{command}`")
     return target
 
 

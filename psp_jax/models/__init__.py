@@ -1,5 +1,5 @@
 """Networks: backbones, heads, and the segmentor that joins them."""
 
-from psp_jax.models.segmentor import HEADS, Segmentor, build_model, check_model
+from psp_jax.models.segmentor import HEADS, Segmentor, build_model, check_model, variable_shapes
 
-__all__ = ["HEADS", "Segmentor", "build_model", "check_model"]
+__all__ = ["HEADS", "Segmentor", "build_model", "check_model", "variable_shapes"]

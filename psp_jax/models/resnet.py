@@ -33,6 +33,8 @@ STAGES = {
     32: ((1, 1), (2, 1), (2, 1), (2, 1)),
 }
 FIRST_BLOCK_DILATIONS = ("full", "contracted")
+BASIC_DILATIONS = ("both", "first")
+STRIDES_IN = ("3x3", "1x1")
 
 
 class BasicBlock(nn.Module):
@@ -57,11 +59,12 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50 and deeper); the stride sits in the 3x3."""
+    """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50 and deeper); `stride_in` says which strides."""
 
     width: int
     stride: int = 1
     dilations: tuple[int, int] = (1, 1)
+    stride_in: str = "3x3"
     dtype: Any = jnp.float32
     expansion = 4
 
@@ -70,8 +73,9 @@ class Bottleneck(nn.Module):
         """Map [B, H, W, C], real in its first `valid` rows and columns, to [B, H / stride, W / stride, 4 width]."""
         features = self.expansion * self.width
         after = strided(valid, self.stride)
-        y = ConvBN(self.width, 1, dtype=self.dtype, name="conv1")(x, train, valid)
-        y = ConvBN(self.width, 3, self.stride, self.dilations[0], dtype=self.dtype, name="conv2")(y, train, after)
+        reduce, spatial = (self.stride, 1) if self.stride_in == "1x1" else (1, self.stride)
+        y = ConvBN(self.width, 1, reduce, dtype=self.dtype, name="conv1")(x, train, strided(valid, reduce))
+        y = ConvBN(self.width, 3, spatial, self.dilations[0], dtype=self.dtype, name="conv2")(y, train, after)
         y = ConvBN(features, 1, relu=False, dtype=self.dtype, name="conv3")(y, train, after)
         if x.shape != y.shape:
             x = ConvBN(features, 1, self.stride, relu=False, dtype=self.dtype, name="downsample")(x, train, after)
@@ -88,6 +92,8 @@ class ResNet(nn.Module):
       first_block_dilation: dilation of the first block of a dilated stage: "full", that of the stage (the paper,
         hszhao/semseg), or "contracted", that of the stage before (torchvision, mmsegmentation). Weights trained
         with one lose accuracy in the other without any error.
+      basic_dilation: the 3x3 convolutions of a basic block that are dilated: "both", or "first" (mmsegmentation).
+      stride_in: the convolution of a bottleneck that strides: "3x3", or "1x1" (the paper's Caffe network on ADE20K).
       width: channels of the first stage's 3x3 convolutions; 64 in every published network.
       remat: recompute each block's activations in the backward pass instead of storing them.
     """
@@ -96,6 +102,8 @@ class ResNet(nn.Module):
     stem: str = "64-64-128"
     output_stride: int = 8
     first_block_dilation: str = "full"
+    basic_dilation: str = "both"
+    stride_in: str = "3x3"
     width: int = 64
     remat: bool = False
     dtype: Any = jnp.float32
@@ -114,7 +122,9 @@ class ResNet(nn.Module):
         valid = strided(valid, 2)
         if valid is not None:
             x = x * inside(valid, x.shape[1:3]).astype(x.dtype)  # the pool reaches one row beyond
-        block_class: Any = BasicBlock if self.depth < 50 else Bottleneck
+        basic = self.depth < 50
+        block_class: Any = BasicBlock if basic else Bottleneck
+        options: dict[str, Any] = {"dtype": self.dtype} | ({} if basic else {"stride_in": self.stride_in})
         if self.remat:
             block_class = nn.remat(block_class, static_argnums=(2,))
         outputs = []
@@ -123,11 +133,12 @@ class ResNet(nn.Module):
         for stage, (blocks, (stride, dilation)) in enumerate(stages):
             for i in range(blocks):
                 first = previous if i == 0 and self.first_block_dilation == "contracted" else dilation
+                second = 1 if self.basic_dilation == "first" else dilation
                 x = block_class(
                     self.width * 2**stage,
                     stride if i == 0 else 1,
-                    (first, dilation),
-                    dtype=self.dtype,
+                    (first, second),
+                    **options,
                     name=f"layer{stage + 1}_block{i}",
                 )(x, train, valid)
                 valid = strided(valid, stride if i == 0 else 1)

@@ -9,7 +9,15 @@ from flax import linen as nn
 
 from psp_jax.models.heads import POOLS, FCNHead, PSPHead
 from psp_jax.models.layers import strided
-from psp_jax.models.resnet import BLOCKS, FIRST_BLOCK_DILATIONS, STAGES, STEMS, ResNet
+from psp_jax.models.resnet import (
+    BASIC_DILATIONS,
+    BLOCKS,
+    FIRST_BLOCK_DILATIONS,
+    STAGES,
+    STEMS,
+    STRIDES_IN,
+    ResNet,
+)
 
 Array = jax.Array
 
@@ -48,6 +56,8 @@ def check_model(settings: Mapping[str, Any]) -> None:
         "stem": STEMS,
         "output_stride": STAGES,
         "first_block_dilation": FIRST_BLOCK_DILATIONS,
+        "basic_dilation": BASIC_DILATIONS,
+        "stride_in": STRIDES_IN,
         "head": HEADS,
         "pool": POOLS,
         "dtype": DTYPES,
@@ -90,6 +100,8 @@ def build_model(settings: Mapping[str, Any], num_classes: int) -> Segmentor:
             stem=settings["stem"],
             output_stride=settings["output_stride"],
             first_block_dilation=settings["first_block_dilation"],
+            basic_dilation=settings["basic_dilation"],
+            stride_in=settings["stride_in"],
             width=settings["width"],
             remat=settings["remat"],
             dtype=dtype,
@@ -97,3 +109,12 @@ def build_model(settings: Mapping[str, Any], num_classes: int) -> Segmentor:
         head=HEADS[settings["head"]](**common, **head_options),
         aux_head=FCNHead(**common, channels=settings["aux_channels"]) if settings["aux_head"] else None,
     )
+
+
+def variable_shapes(settings: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """Return {"params", "batch_stats"} of the network that `build_model` builds, as shapes and dtypes only."""
+    model = build_model(settings, num_classes)
+    # No parameter depends on the image size, so the smallest image that every pyramid level accepts will do.
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes: dict[str, Any] = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=True), image)
+    return shapes

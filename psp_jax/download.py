@@ -13,29 +13,45 @@ CHUNK = 1 << 20  # bytes
 TIMEOUT = 60.0  # seconds without any data
 
 
-def fetch(url: str, target: Path, sha1: str, other_way: str) -> None:
+def fetch(url: str, target: Path, algorithm: str, digest: str, other_way: str) -> None:
     """Download `url` to `target`; an unfinished download waits in `target`.part and is gone on with.
 
+    Args:
+      url: what to download.
+      target: the file to write; its folder is made.
+      algorithm, digest: a checksum such as "sha1" in hexadecimal, or the first digits of it. Without a digest nothing
+        would tell that two halves belong together: then every try begins anew.
+      other_way: what to do with a file that was downloaded by hand, the end of a sentence.
+
     Raises:
-      FileNotFoundError: the server cannot be reached or the connection broke; ends with `other_way`, what to do with a
-        file that was downloaded by hand.
-      ValueError: the file does not have the SHA-1 checksum.
+      FileNotFoundError: the server cannot be reached or the connection broke; ends with `other_way`.
+      ValueError: the file does not have the checksum.
     """
     part = target.with_name(f"{target.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
+    if not digest:
+        part.unlink(missing_ok=True)
     try:
         _download(url, part)
     except (OSError, http.client.HTTPException) as error:
         kept = f" {part.stat().st_size:,} bytes are kept, the next try goes on from there." if part.exists() else ""
         raise FileNotFoundError(
-            f"Cannot fetch {url} ({error}).{kept} You can also download it by other means and {other_way}."
+            f"Cannot fetch {url} ({error}).{kept if digest else ''} "
+            f"You can also download it by other means and {other_way}."
         ) from None
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, "sha1").hexdigest()
-    if found != sha1:
+    found = checksum(part, algorithm)
+    if not found.startswith(digest):
         part.unlink()
-        raise ValueError(f"What {url} sent has the SHA-1 checksum {found}, not {sha1}; it was removed, try again.")
+        raise ValueError(
+            f"What {url} sent has the {algorithm} checksum {found}, not {digest}; it was removed, try again."
+        )
     part.rename(target)
+
+
+def checksum(path: Path, algorithm: str) -> str:
+    """Return the hexadecimal checksum of a file; `algorithm` is a name that hashlib knows."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _download(url: str, part: Path) -> None:

@@ -1,0 +1,1 @@
+"""Models for others to run: StableHLO and ONNX programs, and state dicts for PyTorch code bases."""

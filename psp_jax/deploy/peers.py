@@ -1,0 +1,150 @@
+"""State dicts that hszhao/semseg and mmsegmentation load: their names, their layout, and how to build the network.
+
+import json, safetensors.torch
+signature = json.load(open("DIR/signature.json"))
+network = PSPNet(**signature["build"])                           # semseg: model/pspnet.py
+network = mmseg.registry.MODELS.build(signature["build"])        # mmsegmentation
+network.load_state_dict(safetensors.torch.load_file("DIR/state_dict.safetensors"))
+
+(semseg's network always has an auxiliary head: strict=False loads a run that had none.)
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from psp_jax.models.resnet import STAGES
+from psp_jax.weights.formats import read_tensors, write_tensors
+from psp_jax.weights.tables import from_variables, to_variables
+from psp_jax.workdir import ModelCard
+
+Settings = Mapping[str, Any]
+
+FILES = ("state_dict.npz", "state_dict.safetensors")
+# What the peer's classes can build, in fields of config.model. semseg fixes everything but depth and classes.
+BUILDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "semseg": {
+        "head": ("psp",),
+        "depth": (50, 101, 152),
+        "stem": ("64-64-128",),
+        "width": (64,),
+        "output_stride": (8,),
+        "first_block_dilation": ("full",),
+        "stride_in": ("3x3",),
+        "head_channels": (512,),
+        "bins": ((1, 2, 3, 6),),
+        "pool": ("average",),
+        "reduce": (True,),
+        "aux_channels": (256,),
+        "align_corners": (True,),
+    },
+    "mmseg": {
+        "head": ("psp", "fcn"),
+        "depth": (18, 34, 50, 101, 152),
+        "pool": ("average",),
+        "reduce": (True,),
+    },
+}
+
+
+def check_peer(peer: str, settings: Settings) -> None:
+    """Raise ValueError, naming the field, where `peer` has no network of these settings."""
+    for field, known in BUILDS[peer].items():
+        value = tuple(settings[field]) if field == "bins" else settings[field]
+        if value not in known:
+            listed = ", ".join(str(k) for k in known)
+            raise ValueError(
+                f"{peer} builds no network with model.{field}={value}, only {listed}; export onnx instead."
+            )
+    dilated_basic = settings["depth"] < 50 and settings["output_stride"] < 32
+    if peer == "mmseg" and dilated_basic and settings["basic_dilation"] != "first":
+        raise ValueError("mmseg builds basic blocks with model.basic_dilation=first alone; export onnx instead.")
+    if peer == "mmseg" and settings["head"] == "psp":
+        pooled = _features(settings) // len(settings["bins"])
+        if settings["head_channels"] != pooled:
+            raise ValueError(
+                f"mmseg builds pyramids whose levels are as wide as the head, and here model.head_channels="
+                f"{settings['head_channels']} is not {pooled}; export onnx instead."
+            )
+
+
+def _features(settings: Settings) -> int:
+    """Return the channels of the last stage."""
+    return settings["width"] * 8 * (1 if settings["depth"] < 50 else 4)
+
+
+def write_peer(directory: Path, peer: str, card: ModelCard, variables: Any) -> None:
+    """Write the state dict as .npz and .safetensors: the same tensors twice, for with and without that package.
+
+    Raises:
+      ValueError: the peer has no such network.
+    """
+    check_peer(peer, card.model)
+    tensors = from_variables(peer, variables, card.model)
+    for name in FILES:
+        write_tensors(directory / name, tensors)
+
+
+def read_peer(directory: Path, peer: str, card: ModelCard, like: Any) -> Any:
+    """Return {"params", "batch_stats"}, of the shapes of `like`, that the written .npz holds, through an import."""
+    return to_variables(peer, read_tensors(directory / FILES[0]), card.model, like)
+
+
+def peer_signature(peer: str, card: ModelCard) -> dict[str, Any]:
+    """Describe the files as JSON values: how the peer builds the network, its input and its classes."""
+    return {
+        "peer": peer,
+        "files": FILES,
+        "build": semseg_arguments(card) if peer == "semseg" else mmseg_model(card),
+        "input": {"dtype": "float32", "shape": ["batch", 3, "H", "W"], "content": "(RGB of 0 to 255 - mean) / std"},
+        "classes": card.classes.as_dict(),
+        "mean": card.mean,
+        "std": card.std,
+    }
+
+
+def semseg_arguments(card: ModelCard) -> dict[str, Any]:
+    """Return the arguments of semseg's PSPNet."""
+    return {"layers": card.model["depth"], "classes": card.classes.num_classes, "zoom_factor": 8, "pretrained": False}
+
+
+def mmseg_model(card: ModelCard) -> dict[str, Any]:
+    """Return `model` of a configuration of mmsegmentation 1.x."""
+    settings, features = card.model, _features(card.model)
+    norm = {"type": "BN", "requires_grad": True}
+    common = {
+        "num_classes": card.classes.num_classes,
+        "norm_cfg": norm,
+        "dropout_ratio": settings["dropout"],
+        "align_corners": settings["align_corners"],
+    }
+    fcn = common | {"type": "FCNHead", "num_convs": 1, "concat_input": False}
+    last = {"in_channels": features, "in_index": 3, "channels": settings["head_channels"]}
+    psp = common | {"type": "PSPHead", "pool_scales": settings["bins"]}
+    aux = {"in_channels": features // 2, "in_index": 2, "channels": settings["aux_channels"]}
+    stem_channels = {"64-64-128": 128, "32-32-64": 64, "7x7": 64}[settings["stem"]] * settings["width"] // 64
+    return {
+        "type": "EncoderDecoder",
+        "data_preprocessor": {
+            "type": "SegDataPreProcessor",
+            "mean": card.mean,
+            "std": card.std,
+            "bgr_to_rgb": True,
+            "pad_val": 0,
+            "seg_pad_val": 255,
+        },
+        "backbone": {
+            "type": "ResNet" if settings["stem"] == "7x7" else "ResNetV1c",
+            "depth": settings["depth"],
+            "stem_channels": stem_channels,
+            "base_channels": settings["width"],
+            "strides": [stride for stride, _ in STAGES[settings["output_stride"]]],
+            "dilations": [dilation for _, dilation in STAGES[settings["output_stride"]]],
+            "contract_dilation": settings["first_block_dilation"] == "contracted",
+            "style": "caffe" if settings["stride_in"] == "1x1" else "pytorch",
+            "norm_cfg": norm,
+        },
+        "decode_head": (psp if settings["head"] == "psp" else fcn) | last,
+        **({"auxiliary_head": fcn | aux} if settings["aux_head"] else {}),
+        "test_cfg": {"mode": "whole"},
+    }

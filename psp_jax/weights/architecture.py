@@ -1,0 +1,171 @@
+"""What network a set of tensors is of: told by their names and shapes, and by what its source's code does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from psp_jax.config import defaults
+from psp_jax.weights.schemes import BACKBONES, Scheme, scheme_of
+
+Tensors = Mapping[str, np.ndarray]
+
+# Residual blocks per stage, as in models/resnet.py, by kind of block.
+_BASIC = {(1, 1, 1, 1): 10, (2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
+_BOTTLENECK = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (3, 30, 48, 8): 269}
+
+_IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+_CAFFE_MEAN = ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
+
+# What no tensor tells: how the source's code runs its segmentation networks, in fields of config.model. It is
+# basic_dilation for basic blocks only: a bottleneck has but one convolution to dilate.
+CONVENTIONS: dict[str, dict[str, Any]] = {
+    "semseg": {"first_block_dilation": "full", "basic_dilation": "both", "align_corners": True},
+    "mmseg": {"first_block_dilation": "contracted", "basic_dilation": "first", "align_corners": False},
+    "encoding": {"first_block_dilation": "contracted", "basic_dilation": "both", "align_corners": True},
+    "caffe": {"first_block_dilation": "full", "basic_dilation": "both", "align_corners": True},
+}
+
+# Beginnings of names that only a source's segmentation networks have.
+_WHOLE = {
+    "semseg": ("layer0.", "ppm.", "cls."),
+    "mmseg": ("backbone.", "decode_head."),
+    "encoding": ("pretrained.", "head."),
+}
+# Beginnings of names that belong to a network which this version cannot build.
+_UNBUILT = {
+    "mmseg": {
+        "decode_head.aspp_modules.": "ASPPHead",
+        "decode_head.enc_module.": "EncHead",
+        "decode_head.conv_cat.": "FCNHead with concat_input",
+        "decode_head.convs.1.": "FCNHead with several convolutions",
+        "decode_head.0.": "a cascade of heads",
+        "neck.": "a neck between backbone and head",
+    },
+    "encoding": {
+        "head.encmodule.": "EncHead",
+        "head.aspp.": "ASPPHead",
+        "jpu.": "JPU",
+    },
+    "timm": {"layer1.0.downsample.2.": "ResNet-D, which averages before the shortcut's convolution"},
+}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A network as its tensors describe it.
+
+    Attributes:
+      settings: fields of config.model; all of them for a segmentation network, those of the backbone's tensors else.
+      num_classes: of a segmentation network; None for a backbone.
+      mean, std: RGB statistics on the 0..255 scale that its images are normalised with.
+      parts: "all" for a segmentation network, "backbone" for a classification network.
+    """
+
+    settings: dict[str, Any]
+    num_classes: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    parts: str
+
+
+def recognise(source: str, tensors: Tensors) -> Recognised:
+    """Tell what network `tensors` are of; `tables.to_variables` then checks each of them.
+
+    Raises:
+      ValueError: the source is unknown, the tensors are none of its networks', or of one that cannot be built here.
+    """
+    whole = source not in BACKBONES or any(name.startswith(_WHOLE.get(source, ())) for name in tensors)
+    scheme = scheme_of(source, whole)
+    for start, what in _UNBUILT.get(source, {}).items():
+        if any(name.startswith(start) for name in tensors):
+            raise ValueError(
+                f"The tensors {start}* are of {what}, which is not built here yet; choose another network."
+            )
+    settings = _backbone(source, scheme, tensors)
+    mean, std = _CAFFE_MEAN if source == "caffe" else _IMAGENET
+    if not whole:
+        return Recognised(settings, None, mean, std, "backbone")
+    head, num_classes = _heads(source, scheme, tensors)
+    settings = defaults().model.to_dict() | CONVENTIONS[source] | settings | head
+    if settings["depth"] >= 50:
+        settings["basic_dilation"] = defaults().model.basic_dilation
+    if source == "caffe" and settings["depth"] == 50:
+        settings["stride_in"] = "1x1"  # the released ADE20K network; those of depth 101 stride in the 3x3 convolution
+    return Recognised(settings, num_classes, mean, std, "all")
+
+
+def _kernel(source: str, layer: str) -> str:
+    return f"{layer}/0" if source == "caffe" else f"{layer}.weight"
+
+
+def _outputs(source: str, tensors: Tensors, layer: str) -> int:
+    """Return how many channels a convolution gives; ValueError where it is not there."""
+    name = _kernel(source, layer)
+    if name not in tensors:
+        raise ValueError(f"This is no network of {source}: it lacks {name}; choose the source that it is of.")
+    if tensors[name].ndim != 4:
+        raise ValueError(
+            f"{name} has {tensors[name].ndim} axes instead of the four of a convolution; get the file anew."
+        )
+    return tensors[name].shape[0]
+
+
+def _blocks(scheme: Scheme, tensors: Tensors) -> tuple[int, ...]:
+    """Return the number of residual blocks of each stage: the highest that some tensor's name holds."""
+    counts = []
+    for stage in range(1, 5):
+        start, end = scheme.block.format(stage=stage, caffe_stage=stage + 1, block="\n", caffe_block="\n").split("\n")
+        numbers = [name.removeprefix(start).partition(end)[0] for name in tensors if name.startswith(start)]
+        first = 1 if "{caffe_block}" in scheme.block else 0
+        counts.append(max((int(number) + 1 - first for number in numbers if number.isdecimal()), default=0))
+    return tuple(counts)
+
+
+def _backbone(source: str, scheme: Scheme, tensors: Tensors) -> dict[str, Any]:
+    """Return depth, stem, width and stride_in."""
+    counts = _blocks(scheme, tensors)
+    last = scheme.convs[2][0]
+    start = scheme.block.partition("{")[0]
+    bottleneck = any(name.startswith(start) and last in name for name in tensors)
+    known = _BOTTLENECK if bottleneck else _BASIC
+    if counts not in known:
+        kind = "bottleneck" if bottleneck else "basic"
+        listed = ", ".join(f"{blocks} is ResNet-{depth}" for blocks, depth in known.items())
+        raise ValueError(
+            f"This is no ResNet of {source} known here: its stages have {counts} {kind} blocks ({listed}); choose the "
+            "source that it is of, or a complete file."
+        )
+    block = scheme.block.format(stage=1, block=0, caffe_stage=2, caffe_block=1)
+    width = _outputs(source, tensors, block + scheme.convs[0][0])
+    found = {"depth": known[counts], "width": width, "stride_in": "3x3"}
+    if scheme.stem_7x7 and not (scheme.stem and _kernel(source, scheme.stem[0][0]) in tensors):
+        _outputs(source, tensors, scheme.stem_7x7[0])
+        return found | {"stem": "7x7"}
+    first = _outputs(source, tensors, scheme.stem[0][0])
+    stems = {width: "64-64-128", width // 2: "32-32-64"}
+    if first not in stems:
+        raise ValueError(
+            f"The stem starts with {first} channels and the first stage with {width}, as in no network known here; "
+            "choose another network."
+        )
+    return found | {"stem": stems[first]}
+
+
+def _heads(source: str, scheme: Scheme, tensors: Tensors) -> tuple[dict[str, Any], int]:
+    """Return head, head_channels, aux_head and aux_channels, and the number of classes."""
+
+    def has(role: str) -> bool:
+        if role not in scheme.heads:
+            return False
+        start = scheme.heads[role][0].partition("{")[0]
+        return any(name.startswith(start) for name in tensors)
+
+    head = "psp" if has("level") or "fcn" not in scheme.heads else "fcn"
+    layer = scheme.heads["fuse" if head == "psp" else "fcn"][0]
+    found: dict[str, Any] = {"head": head, "head_channels": _outputs(source, tensors, layer)}
+    found["aux_head"] = has("aux") or has("aux_classifier")
+    if found["aux_head"]:
+        found["aux_channels"] = _outputs(source, tensors, scheme.heads["aux"][0])
+    return found, _outputs(source, tensors, scheme.heads[f"{head}_classifier"][0])
