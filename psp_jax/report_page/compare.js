@@ -74,6 +74,7 @@ const images = PAYLOAD.gallery.length ? gallery(PAYLOAD.gallery, classes, {
 
 addSection("classes", "Classes that moved", "IoU in percent and its difference in points, the largest first.", classTable(images?.showClass));
 if (images) addSection("images", "Images", "Drag across a picture to go from one prediction to the other.", ...images.nodes);
+else addSection("images", "Images", "No image is in the galleries of both runs; evaluate both on the same split with a larger eval.gallery.");
 const charts = trainingCharts(runs);
 if (charts.length) addSection("training", "Training", "The second run is dashed.", element("div", { class: "charts" }, ...charts));
 addSection("configuration", "Configuration", fields.length ? "The fields that differ." : "No field differs.", ...(fields.length ? [fieldTable()] : []));
