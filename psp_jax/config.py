@@ -57,10 +57,9 @@ def defaults() -> ConfigDict:
             "remat": False,
         }
     )
-    # What a run starts from; a run that goes on from a checkpoint reads none of it.
     config.init = ConfigDict(
         {
-            "source": "random",  # or whose weights: torchvision, timm, semseg, mmseg, encoding
+            "source": "random",  # at the first start only; or whose weights: torchvision, timm, semseg, mmseg, encoding
             "path": "",  # their file, or its URL
             "sha256": "",  # of the file, or its first digits; "" takes those that end the name in a URL
         }
@@ -117,6 +116,8 @@ _FREE_ON_RESUME = (
     "data.num_workers",
     "data.classes",
     "data.eval_split",
+    "init.path",
+    "init.sha256",
     "model.remat",
     "train.log_every_steps",
     "eval.",

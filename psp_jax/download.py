@@ -65,6 +65,8 @@ def _download(url: str, part: Path) -> None:
             return  # nothing is missing; the checksum decides
         raise
     with response:
+        if url.startswith("https:") and not response.url.startswith("https:"):
+            raise ConnectionError(f"it was redirected to {response.url}, which is not https")
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             have = 0  # a server that cannot send parts starts from the beginning
         length = response.headers.get("Content-Length")

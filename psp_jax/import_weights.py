@@ -4,7 +4,7 @@ python -m psp_jax.import_weights --source semseg --input train_epoch_100.pth --o
 """
 
 import argparse
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from psp_jax import api, classes
 from psp_jax.checkpoint import save_variables
 from psp_jax.classes import ClassTable
 from psp_jax.command import run_command
+from psp_jax.config import check_size
 from psp_jax.models import variable_shapes
 from psp_jax.weights.architecture import Recognised, recognise
 from psp_jax.weights.fetch import fetch
@@ -20,10 +21,20 @@ from psp_jax.weights.schemes import SOURCES
 from psp_jax.weights.tables import ignored, names, to_variables
 from psp_jax.workdir import ModelCard, versions, write_json
 
-# (height, width) that images are fitted into, with and without align_corners, and the long side of the protocol semseg,
-# by class table: the crops and base sizes that hszhao/semseg and mmsegmentation trained with.
-SIZES = {"cityscapes": ((713, 713), (512, 1024), 2048)}
-OTHER_SIZES = ((473, 473), (512, 512), 512)
+# (height, width) of the crops that each source trains with, and the long side of the protocol semseg.
+SIZES = {
+    "semseg": ((473, 473), 512),
+    "mmseg": ((512, 512), 512),
+    "encoding": ((480, 480), 520),
+    "caffe": ((473, 473), 512),
+}
+CITYSCAPES_SIZES = {
+    "semseg": ((713, 713), 2048),
+    "mmseg": ((512, 1024), 2048),
+    "encoding": ((480, 480), 520),
+    "caffe": ((713, 713), 2048),
+}
+MMSEG_ALIGNED = (769, 769)  # its networks on Cityscapes with align_corners
 TABLES = ("ade20k", "voc2012", "cityscapes", "camvid")
 
 
@@ -47,6 +58,7 @@ def import_weights(
       ValueError: the file is damaged, not of the source, or of a backbone alone; the classes are unknown or of another
         number.
     """
+    output = output.resolve()  # "." has no name to write beside
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; choose another --output.")
     tensors = read_tensors(file)
@@ -61,7 +73,7 @@ def import_weights(
     like = variable_shapes(settings, table.num_classes)
     variables = to_variables(source, tensors, settings, like)
     left_out = ignored(source, tensors, names(source, settings, like))
-    _write(output, _card(settings, recognised, table), variables, {"source": source, "input": file.name})
+    _write(output, _card(source, settings, recognised, table), variables, {"source": source, "input": file.name})
     return _told(settings, table, left_out)
 
 
@@ -85,23 +97,35 @@ def _classes(name: str | None, count: int) -> ClassTable:
     return table
 
 
-def _card(settings: dict[str, Any], recognised: Recognised, table: ClassTable) -> ModelCard:
-    aligned, even, base_size = SIZES.get(table.name, OTHER_SIZES)
-    size = aligned if settings["align_corners"] else even
+def image_sizes(source: str, table: str, settings: dict[str, Any]) -> tuple[tuple[int, int], int]:
+    """Return (height, width) that images are fitted into, and the long side of the protocol semseg.
+
+    The height and width are the source's, or the nearest that `check_size` lets pass, the larger of two as near: 481
+    for encoding's 480, whose features lie on 60 positions that 480 pixels do not divide into with align_corners.
+    """
+    size, base_size = (CITYSCAPES_SIZES if table == "cityscapes" else SIZES)[source]
+    if source == "mmseg" and table == "cityscapes" and settings["align_corners"]:
+        size = MMSEG_ALIGNED
+    stride, offset = settings["output_stride"], int(settings["align_corners"])
+    height, width = ((side - offset + stride // 2) // stride * stride + offset for side in size)
+    return (height, width), base_size
+
+
+def _card(source: str, settings: dict[str, Any], recognised: Recognised, table: ClassTable) -> ModelCard:
+    size, base_size = image_sizes(source, table.name, settings)
+    check_size(size, "the size of images", settings)
     return ModelCard(settings, table, recognised.mean, recognised.std, size, size, base_size)
 
 
 def _write(output: Path, card: ModelCard, variables: dict[str, Any], origin: dict[str, str]) -> None:
-    """Write everything beside `output`, then rename: a failure leaves nothing behind."""
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    """Write everything into a new folder beside `output`, then rename: a failure leaves nothing behind."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.") as folder:
+        partial = Path(folder) / output.name  # one below, since the folder is closed to others
         save_variables(partial / api.PARAMETERS, variables)
         write_json(partial / "export.json", {"step": 0, "imported": origin, "versions": versions()})
         card.write(partial)
         partial.replace(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _told(settings: dict[str, Any], table: ClassTable, left_out: set[str]) -> str:
@@ -109,7 +133,8 @@ def _told(settings: dict[str, Any], table: ClassTable, left_out: set[str]) -> st
     choices = ("stem", "output_stride", "first_block_dilation", "stride_in", "align_corners")
     text = f"{settings['head'].upper()} head on ResNet-{settings['depth']}, classes of {table.name}; "
     text += ", ".join(f"{field} {settings[field]}" for field in choices)
-    layers = [name for name in sorted(left_out) if not name.endswith("num_batches_tracked")]
+    # In ASCII and short, whatever letters a hostile file gave its names.
+    layers = [ascii(name[:100])[1:-1] for name in sorted(left_out) if not name.endswith("num_batches_tracked")]
     return text + (f"\nleft out, as no layer needs them: {', '.join(layers)}" if layers else "")
 
 

@@ -86,7 +86,7 @@ def _run(_: list[str]) -> None:
     config = FrozenConfigDict(_CONFIG.value)
     configuration.check_fields(config)
     check_model(config.model)
-    check_init(config.init.source, config.init.path)
+    check_init(config.init.source, config.init.path, config.init.sha256)
     AugmentSettings(**config.augment)  # checks itself
     configuration.check_values(config)
     logging.set_verbosity(logging.ERROR)  # Orbax tells every step of every save otherwise, and warns without a reason

@@ -20,6 +20,7 @@ from psp_jax.checkpoint import Checkpoints
 from psp_jax.data.pipeline import train_batches
 from psp_jax.data.source import Source
 from psp_jax.data.transforms import AugmentSettings
+from psp_jax.download import checksum
 from psp_jax.models import build_model, variable_shapes
 from psp_jax.optimizer import poly_schedule, sgd
 from psp_jax.progress import Progress, Throughput
@@ -109,6 +110,8 @@ def _initialised(state: TrainState, init: ConfigDict, card: ModelCard, mesh: Mes
     if init.source == RANDOM:
         return state, " from random weights"
     file = fetch(init.path, init.sha256 or None)
+    if not parallel.agree(int(checksum(file, "sha256")[:7], 16)):
+        raise ValueError(f"{file} differs between the processes of this run; give all of them the same init.path.")
     found, origin = initialise(state.variables, card.model, variable_shapes, init.source, file, card.mean, card.std)
     variables = parallel.to_replicated(found, mesh)
     return TrainState(state.step, variables["params"], variables["batch_stats"], state.opt_state), f" from {origin}"

@@ -95,7 +95,11 @@ def check_owner(
     """
     path = directory / "config.json"
     if not path.exists():
-        if directory.exists() and any(file.name != LOCK for file in directory.iterdir()):
+        # A start that failed early, for want of a weight file say, leaves a lock and an empty folder of checkpoints.
+        if directory.exists() and any(
+            file.name != LOCK and not (file.name == CHECKPOINTS and not any(file.iterdir()))
+            for file in directory.iterdir()
+        ):
             raise ValueError(f"{directory} is not empty and holds no run (no config.json); choose a new --workdir.")
         return
     former = read_json(path)

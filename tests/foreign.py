@@ -1,4 +1,8 @@
-"""Networks in the names and layouts of other frameworks, made without the tables that are tested."""
+"""Networks in the names and layouts of other frameworks, for tests.
+
+`random_tensors` takes names and shapes from the tables of the package, so it shows nothing about the tables: their
+names are held to others in test_weights_tables.py. `caffe_network` is made without them.
+"""
 
 import functools
 import hashlib

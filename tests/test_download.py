@@ -1,5 +1,6 @@
 """Downloads go on where they ended and are verified."""
 
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,4 +49,12 @@ def test_a_complete_part_is_only_verified(tmp_path: Path, server: Server) -> Non
 def test_a_wrong_checksum_is_refused(tmp_path: Path, server: Server) -> None:
     with pytest.raises(ValueError, match=f"checksum {server.sha1}, not 0000; it was removed, try again"):
         fetch(server.url, tmp_path / "a.zip", "sha1", "0000", "keep it")
+    assert not list(tmp_path.iterdir())
+
+
+def test_https_stays_https(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = urllib.request.urlopen(server.url)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: answer)
+    with pytest.raises(FileNotFoundError, match=rf"redirected to {server.url}, which is not https\)"):
+        fetch("https://example.org/a.zip", tmp_path / "a.zip", "sha1", server.sha1, "keep it")
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import pytest
 from file_server import Server, running_server
 
 from psp_jax.weights.fetch import fetch
+from psp_jax.weights.formats import read_tensors
 
 SHA256 = hashlib.sha256(Server.content).hexdigest()
 
@@ -41,6 +42,27 @@ def test_downloaded_once(tmp_path: Path, server: Server, digest: str | None) -> 
     assert path.read_bytes() == Server.content and path.name == "a.zip" and path.is_relative_to(tmp_path)
     assert fetch(server.url, digest, tmp_path) == path
     assert server.requests == [None]
+
+
+def test_a_cache_that_has_the_file_is_not_written(tmp_path: Path, server: Server) -> None:
+    """It may be read-only, as one that several users share."""
+    path = fetch(server.url, None, tmp_path)
+    for file in path.parent.glob("*.lock"):
+        file.unlink()
+    assert fetch(server.url, None, tmp_path) == path
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_refusal_of_a_download_tells_what_to_remove(tmp_path: Path, server: Server) -> None:
+    server.content = b"<!DOCTYPE html>sign in"
+    path = fetch(address(server, "a.pth"), None, tmp_path)
+    with pytest.raises(ValueError, match=rf"Cannot read {path}: .*; .* remove that file and try again\."):
+        read_tensors(path)
+    own = tmp_path / "own.pth"
+    own.write_bytes(server.content)
+    with pytest.raises(ValueError, match="not a file of torch") as caught:
+        read_tensors(own)
+    assert "remove" not in str(caught.value)
 
 
 def test_every_address_has_its_own_file(tmp_path: Path, server: Server) -> None:

@@ -1,5 +1,6 @@
 """Hostile files of torch: whatever a pickle asks for, nothing is run, and one sentence says why it is refused."""
 
+import io
 import pickle
 import pickletools
 import struct
@@ -61,13 +62,15 @@ HOSTILE_VALUES: dict[str, tuple[Any, str]] = {
     "negative size": ({"a": view(ONE, 0, (-2,), (1,))}, "no proper shape"),
     "text as a size": ({"a": view(ONE, 0, "23", (1, 1))}, "no proper shape"),
     "unequal dimensions": ({"a": view(ONE, 0, (2, 2), (1,))}, "no proper shape"),
-    "ninety dimensions": ({"a": view(ONE, 0, (1,) * 90, (1,) * 90)}, "dimension"),
+    "ninety dimensions": ({"a": view(ONE, 0, (1,) * 90, (1,) * 90)}, "too many dimensions"),
+    "sizes that take long to multiply": ({"a": view(ONE, 0, (1 << 62,) * 1000, (0,) * 1000)}, "too many dimensions"),
+    "sizes of many digits": ({"a": view(ONE, 0, (1 << 9999,), (0,))}, "no proper shape"),
     "terabytes of one element": ({"a": view(ONE, 0, (1 << 40,), (0,))}, "repeats elements"),
     "more bytes than numbers": ({"a": view(ONE, 0, (1 << 62, 1 << 62), (0, 0))}, "repeats elements"),
     "many views": ({str(i): view(ONE, 0, (10_000, 8), (0, 1)) for i in range(100)}, "repeats elements"),
     "no storage": ({"a": view(5, 0, (1,), (1,))}, "in a 'int'"),
     "too few arguments": ({"a": Made("torch._utils._rebuild_tensor_v2", ONE)}, "damaged .TypeError"),
-    "pairs that are none": ({"a": Made("collections.OrderedDict", [1, 2])}, "damaged .TypeError"),
+    "pairs that are none": ({"a": Made("collections.OrderedDict", [1, 2])}, "of something else than pairs"),
 }
 
 
@@ -124,6 +127,33 @@ def test_hostile_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: 
     refusal(weight_files.write_zip(tmp_path / "a.pth", {}, data=HOSTILE_PICKLES[case]))
     (tmp_path / "b.pth").write_bytes(HOSTILE_PICKLES[case])
     refusal(tmp_path / "b.pth")
+
+
+PAIRS = b"NN\x86q\x010](" + b"h\x01" * 1000 + b"e\x85q\x020ccollections\nOrderedDict\nq\x030"
+ID = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x00"
+# What a few bytes more can make take its time again and again.
+LABORIOUS: dict[str, tuple[bytes, str]] = {
+    "long pairs": (
+        b"ccollections\nOrderedDict\n](" + b"N" * 1000 + b"eq\x010](" + b"h\x01" * 1000 + b"e\x85R",
+        "something else than pairs",
+    ),
+    "one list of pairs again and again": (PAIRS + b"h\x03h\x02R0" * 101 + b"N", "more items than weights need"),
+    "many arguments": (b"ccollections\ndefaultdict\n(" + b"N" * 1000 + b"tR", "other arguments than it takes"),
+    "long persistent id": (ID + b"N" * 1000 + b"tQ", "describes a storage in a way"),
+    "long name": (b"cmodels\n" + b"x" * 1001 + b"\n", "a name that is too long"),
+}
+
+
+@pytest.mark.parametrize("case", LABORIOUS)
+def test_laborious_pickles(tmp_path: Path, case: str) -> None:
+    content, message = LABORIOUS[case]
+    assert message in refusal(weight_files.write_zip(tmp_path / "a.pth", {}, data=b"\x80\x02" + content + b"."))
+
+
+def test_numbers_of_one_hash_are_no_keys() -> None:
+    content = pickle.dumps({number * (2**61 - 1): None for number in range(1, 4)})
+    found = pickles.read_pickle(io.BytesIO(content), {}, lambda identity: None)
+    assert isinstance(found, dict) and all(isinstance(key, pickles.Named) for key in found)
 
 
 def test_too_many_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import weight_files
-from hostile import COMMAND, WEIGHTS, Trap, refusal
+from hostile import COMMAND, WEIGHTS, Trap, refusal, understated
 from weight_files import blob, field, layer, varint
 
 from psp_jax.weights.formats import read_tensors
@@ -171,6 +171,8 @@ def test_hostile_archives(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         twice = archive(tmp_path / "a.npz", [("a.npy", npy(ONES)), ("a.npy", npy(ONES))])
     assert "two entries of the same name" in refusal(twice)
+    same = archive(tmp_path / "a.npz", [("w", npy(ONES)), ("w.npy", npy(ONES))])
+    assert "two arrays of the same name" in refusal(same)
     torch_entries = [("a/data.pkl", bytes(50_000_000))]
     assert "compressed in a way" in refusal(archive(tmp_path / "a.pth", torch_entries, zipfile.ZIP_DEFLATED))
     assert "no data.pkl" in refusal(archive(tmp_path / "b.pth", [("x", b"y")]))
@@ -183,6 +185,18 @@ def test_hostile_archives(tmp_path: Path) -> None:
     assert "needs 108 elements, its data are shorter" in refusal(short)
     outside = {"../../evil": b"x"}
     assert "points outside" in refusal(weight_files.write_zip(tmp_path / "h.pth", good, outside))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "method"), [(".npz", zipfile.ZIP_STORED), (".npz", zipfile.ZIP_DEFLATED), (".pth", zipfile.ZIP_STORED)]
+)
+@pytest.mark.parametrize("more", [b"x", bytes(50_000_000)], ids=["a byte", "a bomb"])
+def test_entries_that_unpack_to_more_than_they_declare(tmp_path: Path, suffix: str, method: int, more: bytes) -> None:
+    whole, name = (npy(ONES), "a/a.npy") if suffix == ".npz" else (b"\x80\x02N.", "a/data.pkl")
+    path = archive(tmp_path / f"a{suffix}", [(name, whole + more)], method)
+    assert "Bad CRC-32" in refusal(understated(path, whole, len(whole)))
+    one_more = (whole + more)[: len(whole) + 1]
+    assert f"does not have the {len(whole)} bytes that" in refusal(understated(path, one_more, len(whole)))
 
 
 def entry(dtype: str, shape: list[int], *span: int) -> dict[str, Any]:
@@ -224,6 +238,8 @@ HOSTILE_CAFFE: dict[str, tuple[bytes, str]] = {
     "overflowing shape": (layer("a", [blob(FLOATS, (1 << 62, 4))]), "with 6 values"),
     "negative shape": (layer("a", [blob(FLOATS, (-2, -3))]), "with 6 values"),
     "a thousand dimensions": (layer("a", [blob(FLOATS, (1,) * 1000 + (6,))]), "more than 32 dimensions"),
+    "a million dimensions": (layer("a", [field(7, field(1, b"\x01" * 2_000_000))]), "more than 32 dimensions"),
+    "many blobs": (layer("a", [b"\x2a\x00"] * 100_000), "'a' has more than 100 blobs"),
     "no values": (layer("a", [field(7, field(1, b"\x06"))]), "with 0 values"),
     "no shape": (layer("a", [field(5, bytes(24))]), "with 6 values"),
     "shape that is a text": (layer("a", [field(1, b"x") + field(5, bytes(4))]), "text or a message where"),

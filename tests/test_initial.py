@@ -89,6 +89,9 @@ def test_networks_that_do_not_fit_name_the_fields_to_change(tmp_path: Path) -> N
         start(network, "semseg", head="fcn", head_channels=8)
     with pytest.raises(ValueError, match=r"set model\.bins=\(1, 2, 3, 6\) to start"):
         start(network, "semseg", bins=(1,))
+    with pytest.raises(ValueError, match=r"set model\.pool=average and model\.align_corners=True to start"):
+        start(network, "semseg", pool="max", align_corners=False)
+    start(backbone, "timm", pool="max", align_corners=False)
     settings = settings_of(width=8, head_channels=16, aux_head=False)
     caffe = save(tmp_path / "c.npz", random_tensors("caffe", settings, 3))
     with pytest.raises(ValueError, match=r"images with the mean \(123\.68, .* choose weights of another source"):
@@ -101,6 +104,12 @@ def test_a_configuration_without_weights_is_refused() -> None:
         check_init("tv", "")
     with pytest.raises(ValueError, match=r"set init\.path to a file or URL, or init\.source=random"):
         check_init("timm", "")
+    with pytest.raises(ValueError, match=r"^init\.source=caffe cannot .*; choose one of: random, torchvision"):
+        check_init("caffe", "pspnet50.caffemodel")
+    check_init("timm", "resnet50.pth", "1762ACC0")
+    for wrong in ("1762acc", "sha256:1762acc0", "0" * 65):
+        with pytest.raises(ValueError, match=r"^init\.sha256='.*' is not 8 to 64 hexadecimal digits"):
+            check_init("timm", "resnet50.pth", wrong)
 
 
 def test_a_run_starts_from_a_backbone_and_goes_on_without_it(finished_run: Run, tmp_path: Path) -> None:
@@ -161,3 +170,11 @@ def test_variants_of_the_papers_run_start_from_their_own_file() -> None:
     assert files["resnet101"] == "gluon_resnet101_v1s-60fe0cc1.pth"
     assert files["resnet152"] == "gluon_resnet152_v1s-dcc41b81.pth"
     assert (files["resnet269"], code["get_config"]("resnet269").init.source) == ("", "random")
+
+
+def test_a_start_that_lacked_its_file_can_be_repeated_in_the_same_workdir(finished_run: Run, tmp_path: Path) -> None:
+    flags = ("--config.init.source=timm", f"--config.init.path={tmp_path / 'missing.npz'}", "--config.train.steps=2")
+    done = finished_run.start(tmp_path / "w", *flags)
+    assert done.returncode == 1 and "missing.npz" in done.stderr
+    done = finished_run.start(tmp_path / "w", "--config.train.steps=2")
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -12,7 +12,7 @@ from foreign import MMSEG, MMSEG_18, Tensors, caffe_network, digest, random_tens
 from psp_jax.interpolation import resize
 from psp_jax.models import build_model
 from psp_jax.models.resnet import BLOCKS
-from psp_jax.weights import architecture
+from psp_jax.weights import architecture, tables
 from psp_jax.weights.architecture import recognise
 from psp_jax.weights.tables import from_variables, names, to_variables
 
@@ -183,7 +183,34 @@ def test_refusals_name_the_tensors(semseg: Tensors) -> None:
     refused(r"cls\.4\.bias holds values that are not finite", cls__4__bias=np.full(150, np.nan, np.float32))
     refused(r"cls\.1\.running_var is a variance", cls__1__running_var=np.full(64, -1, np.float32))
     refused(r"layer0\.0\.weight has 1 axes", layer0__0__weight=some)
+    refused(r"no layer takes, layer0\.1\._running_iter;", layer0__1___running_iter=some)
+    hollow = np.zeros((64, 0, 3, 3), np.float32)
+    refused(r"layer0\.0\.weight has the impossible shape \(64, 0, 3, 3\)", layer0__0__weight=hollow)
+    wide = np.broadcast_to(np.float32(1), (1 << 20, 1, 1, 1))
+    refused(r"cls\.0\.weight has the impossible shape \(1048576, 1, 1, 1\)", cls__0__weight=wide)
     refused(r"of another shape are layer2\.0\.conv2\.weight \(3\)", layer2__0__conv2__weight=some)
+
+
+@pytest.mark.parametrize("source", ["semseg", "caffe"])
+def test_shapes_are_told_without_memory_for_them(source: str) -> None:
+    settings = settings_of(aux_head=False)
+    small = shapes_of(settings, 150)
+    huge = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(n << 30 for n in leaf.shape), leaf.dtype), small)
+    found = names(source, settings, huge)
+    for name, entry in names(source, settings, small).items():
+        kept = source == "caffe" and entry.layout == "row"
+        assert found[name].shape == tuple(n if kept and n == 1 else n << 30 for n in entry.shape)
+
+
+def test_an_empty_vector_is_not_brought_into_the_shape_of_one_number() -> None:
+    entry = tables.Entry("params", ("head", "classifier", "conv", "bias"), "vector", (1,))
+    assert tables._reshaped(np.zeros((1, 0), np.float32), entry).shape == (1, 0)
+
+
+def test_numbers_of_many_digits_count_no_blocks() -> None:
+    with pytest.raises(ValueError, match=r"no ResNet of torchvision .* \(0, 0, 0, 0\) basic blocks") as caught:
+        recognise("torchvision", {f"layer1.{'9' * digits}.x": np.ones(1, np.float32) for digits in (4, 4000, 5000)})
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(

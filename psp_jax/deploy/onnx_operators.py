@@ -16,19 +16,11 @@ from psp_jax.deploy.onnx_graph import Constant, Graph, Tensor, Value
 # Primitives that only hold others, and the parameter that they hold them in.
 CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
 ELEMENTWISE = {
-    "abs": "Abs",
     "add": "Add",
     "div": "Div",
-    "exp": "Exp",
-    "log": "Log",
-    "logistic": "Sigmoid",
     "max": "Max",
-    "min": "Min",
     "mul": "Mul",
-    "neg": "Neg",
-    "sqrt": "Sqrt",
     "sub": "Sub",
-    "tanh": "Tanh",
 }
 # The second operand that changes nothing.
 NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}

@@ -13,7 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from psp_jax.models.resnet import STAGES
+from psp_jax.weights.architecture import recognise
 from psp_jax.weights.formats import read_tensors, write_tensors
 from psp_jax.weights.tables import from_variables, to_variables
 from psp_jax.workdir import ModelCard
@@ -21,6 +25,8 @@ from psp_jax.workdir import ModelCard
 Settings = Mapping[str, Any]
 
 FILES = ("state_dict.npz", "state_dict.safetensors")
+# What names and shapes tell of a network, in fields of config.model and the number of classes.
+TOLD = ("depth", "stem", "width", "head", "head_channels", "aux_head", "classes")
 # What the peer's classes can build, in fields of config.model. semseg fixes everything but depth and classes.
 BUILDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "semseg": {
@@ -85,9 +91,26 @@ def write_peer(directory: Path, peer: str, card: ModelCard, variables: Any) -> N
         write_tensors(directory / name, tensors)
 
 
-def read_peer(directory: Path, peer: str, card: ModelCard, like: Any) -> Any:
-    """Return {"params", "batch_stats"}, of the shapes of `like`, that the written .npz holds, through an import."""
-    return to_variables(peer, read_tensors(directory / FILES[0]), card.model, like)
+def check_peer_files(directory: Path, peer: str, card: ModelCard, variables: Any) -> None:
+    """Raise ValueError unless what was written is the network of `card` to an import, and its numbers `variables`.
+
+    Names and shapes are judged without `card`, since reading through the table that wrote would pass with any table.
+    """
+    tensors = read_tensors(directory / FILES[0])
+    found = recognise(peer, tensors)
+    theirs = found.settings | {"classes": found.num_classes}
+    ours = card.model | {"classes": card.classes.num_classes}
+    fields = [*TOLD, "aux_channels"] if card.model["aux_head"] else TOLD
+    wrong = [f"{field}={theirs[field]} instead of {ours[field]}" for field in fields if theirs[field] != ours[field]]
+    if wrong:
+        raise ValueError(
+            f"The state dict for {peer} reads back as another network: {', '.join(wrong)}; it was not kept, export "
+            "onnx instead."
+        )
+    back = to_variables(peer, tensors, card.model, variables)
+    same = jax.tree.map(lambda one, other: one.tobytes() == np.asarray(other).tobytes(), back, variables)
+    if not all(jax.tree.leaves(same)):
+        raise ValueError(f"The state dict for {peer} does not read back bit for bit and was not kept; check the disk.")
 
 
 def peer_signature(peer: str, card: ModelCard) -> dict[str, Any]:

@@ -18,6 +18,9 @@ _BOTTLENECK = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (3, 30,
 _IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 _CAFFE_MEAN = ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
 
+MAX_CHANNELS = 65_536  # no layer of a known network has a tenth
+MAX_DIGITS = 3  # of a block's number
+
 # What no tensor tells: how the source's code runs its segmentation networks, in fields of config.model. It is
 # basic_dilation for basic blocks only: a bottleneck has but one convolution to dilate.
 CONVENTIONS: dict[str, dict[str, Any]] = {
@@ -109,6 +112,8 @@ def _outputs(source: str, tensors: Tensors, layer: str) -> int:
         raise ValueError(
             f"{name} has {tensors[name].ndim} axes instead of the four of a convolution; get the file anew."
         )
+    if tensors[name].size == 0 or tensors[name].shape[0] > MAX_CHANNELS:
+        raise ValueError(f"{name} has the impossible shape {tensors[name].shape}; get the file anew.")
     return tensors[name].shape[0]
 
 
@@ -118,8 +123,9 @@ def _blocks(scheme: Scheme, tensors: Tensors) -> tuple[int, ...]:
     for stage in range(1, 5):
         start, end = scheme.block.format(stage=stage, caffe_stage=stage + 1, block="\n", caffe_block="\n").split("\n")
         numbers = [name.removeprefix(start).partition(end)[0] for name in tensors if name.startswith(start)]
+        numbers = [number for number in numbers if number.isdecimal() and len(number) <= MAX_DIGITS]
         first = 1 if "{caffe_block}" in scheme.block else 0
-        counts.append(max((int(number) + 1 - first for number in numbers if number.isdecimal()), default=0))
+        counts.append(max((int(number) + 1 - first for number in numbers), default=0))
     return tuple(counts)
 
 

@@ -1,6 +1,7 @@
 """Zip archives of untrusted origin: looked through before anything is unpacked, and never unpacked to disk."""
 
 import contextlib
+import copy
 import stat
 import zipfile
 from collections.abc import Collection, Iterator
@@ -37,6 +38,21 @@ def open_archive(path: Path, methods: Collection[int], growth: int) -> Iterator[
         if total > growth * size:
             raise Unreadable(f"its {size:,} bytes would unpack to {total:,}, more than weights do")
         yield archive
+
+
+def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return the bytes of an entry, unpacking one more than its header declares at most; Unreadable where it has more.
+
+    `ZipFile.read` unpacks up to a gigabyte at a time before it cuts that to the declared size.
+    """
+    entry = archive.getinfo(name)
+    longer = copy.copy(entry)
+    longer.file_size += 1  # or the byte too many is cut off unseen
+    with archive.open(longer) as file:
+        content = file.read(longer.file_size)
+    if len(content) != entry.file_size:
+        raise Unreadable(f"its entry {name[:80]!r} does not have the {entry.file_size:,} bytes that it declares")
+    return content
 
 
 def _problem(entry: zipfile.ZipInfo, methods: Collection[int]) -> str:

@@ -16,6 +16,8 @@ LAYERS = {100: (1, 7), 2: (4, 6)}  # LayerParameter, and V1LayerParameter of fil
 DATA, SHAPE, DOUBLES = 5, 7, 8  # BlobProto's
 LEGACY_SHAPE = (1, 2, 3, 4)  # BlobProto's num, channels, height, width
 DIMENSIONS = 1  # BlobShape's
+MAX_DIMENSIONS = 32  # Caffe's kMaxBlobAxes
+MAX_BLOBS = 100  # of one layer; LSTM, with the most, has about ten
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 
 
@@ -35,6 +37,8 @@ def read_caffe(path: Path) -> dict[str, np.ndarray]:
                     name = bytes(_bytes(value)).decode()
                 elif field == blob_field:
                     found.append(_blob(_bytes(value), name))
+                if len(found) > MAX_BLOBS:
+                    raise Unreadable(f"the layer {name[:80]!r} has more than {MAX_BLOBS} blobs")
             if found and (f"{name}/0" in blobs or len(blobs) + len(found) > MAX_TENSORS):
                 raise Unreadable(f"it holds the layer {name[:80]!r} twice, or more layers than any network has")
             blobs |= {f"{name}/{index}": blob for index, blob in enumerate(found)}
@@ -72,11 +76,11 @@ def _shape(message: memoryview) -> tuple[int, ...]:
             sizes.append(value)
         elif number == DIMENSIONS:
             packed, at = _bytes(value), 0
-            while at < len(packed):
+            while at < len(packed) and len(sizes) <= MAX_DIMENSIONS:
                 size, at = _varint(packed, at)
                 sizes.append(size)
-        if len(sizes) > 32:  # Caffe's kMaxBlobAxes
-            raise Unreadable("it has a blob of more than 32 dimensions")
+        if len(sizes) > MAX_DIMENSIONS:
+            raise Unreadable(f"it has a blob of more than {MAX_DIMENSIONS} dimensions")
     return tuple(sizes)
 
 

@@ -45,14 +45,26 @@ def fetch(url_or_path: str, sha256: str | None = None, cache: Path | None = None
     if cache is None:
         cache = Path(os.environ.get("PSP_JAX_CACHE") or CACHE) / "weights"
     target = cache.expanduser() / hashlib.sha256(url_or_path.encode()).hexdigest()[:8] / name
+    if target.exists():  # a shared cache may be read-only, then no lock can be made
+        _verify(target, digest)
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f"{name}.lock").open("w") as lock:
+    with _lock(target).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.exists():
             _verify(target, digest)
         else:
             download(url_or_path, target, "sha256", digest, f"put it at {target}")
     return target
+
+
+def was_downloaded(path: Path) -> bool:
+    """Tell whether `path` is a file that `fetch` keeps."""
+    return _lock(path).exists()
+
+
+def _lock(target: Path) -> Path:
+    return target.with_name(f"{target.name}.lock")
 
 
 def _file_name(url: str) -> str:

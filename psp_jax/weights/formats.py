@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from psp_jax.weights.archives import open_archive
+from psp_jax.weights.archives import open_archive, read_entry
 from psp_jax.weights.arrays import BFLOAT16, DTYPES, MAX_TENSORS, Unreadable, decode
 from psp_jax.weights.caffe import read_caffe
+from psp_jax.weights.fetch import was_downloaded
 from psp_jax.weights.torch_files import read_torch
 
 # Compressed weights are hardly smaller, but statistics of an untrained network are all zeros and ones.
@@ -56,7 +57,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # a damaged file can make any parser raise anything
         problem = str(error) if isinstance(error, Unreadable) else f"it is damaged ({type(error).__name__}: {error})"
         printable = "".join(letter if letter.isprintable() else " " for letter in problem[:300])
-        raise ValueError(f"Cannot read {path}: {printable}.") from None
+        remedy = "; should the download be to blame, remove that file and try again" if was_downloaded(path) else ""
+        raise ValueError(f"Cannot read {path}: {printable}{remedy}.") from None
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
@@ -92,7 +94,10 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with open_archive(path, methods=(zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), growth=NPZ_GROWTH) as archive:
-        return {entry.removesuffix(".npy"): _npy(entry, archive.read(entry)) for entry in archive.namelist()}
+        names = {entry: entry.removesuffix(".npy") for entry in archive.namelist()}
+        if len(set(names.values())) < len(names):
+            raise Unreadable("it holds two arrays of the same name, one with .npy and one without")
+        return {name: _npy(entry, read_entry(archive, entry)) for entry, name in names.items()}
 
 
 def _npy(name: str, raw: bytes) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What a training run starts from: random weights, or those of a file in another framework's names."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,22 @@ ShapesOf = Callable[[Mapping[str, Any], int], Mapping[str, Any]]
 Flat = dict[tuple[str, ...], Any]
 
 
-def check_init(source: str, path: str) -> None:
-    """Raise ValueError where `config.init` names no weights."""
+def check_init(source: str, path: str, sha256: str = "") -> None:
+    """Raise ValueError where `config.init` names no weights, or some that no run can start from."""
+    known = ", ".join((RANDOM, *(name for name in SOURCES if name != "caffe")))
+    if source == "caffe":
+        raise ValueError(
+            "init.source=caffe cannot start a run, since its networks take images that are normalised otherwise than "
+            f"in training; choose one of: {known}."
+        )
     if source not in (RANDOM, *SOURCES):
-        raise ValueError(f"init.source={source!r} is unknown; choose one of: {', '.join((RANDOM, *SOURCES))}.")
+        raise ValueError(f"init.source={source!r} is unknown; choose one of: {known}.")
     if source != RANDOM and not path:
         raise ValueError(
             f"init.source={source} needs the weights: set init.path to a file or URL, or init.source=random."
         )
+    if sha256 and not re.fullmatch("[0-9a-fA-F]{8,64}", sha256):
+        raise ValueError(f"init.sha256={sha256!r} is not 8 to 64 hexadecimal digits; leave it empty or copy it anew.")
 
 
 def initialise(
@@ -83,7 +92,7 @@ def _check_fits(
         fields += ["first_block_dilation", "head", "head_channels"]
         fields += ["basic_dilation"] if theirs["depth"] < 50 else []
         fields += ["aux_channels"] if theirs["aux_head"] and settings["aux_head"] else []
-        fields += ["bins", "reduce"] if theirs["head"] == settings["head"] == "psp" else []
+        fields += ["bins", "pool", "reduce", "align_corners"] if theirs["head"] == settings["head"] == "psp" else []
     wrong = [f"model.{field}={theirs[field]}" for field in fields if not _equal(theirs[field], settings[field])]
     if wrong:
         raise ValueError(

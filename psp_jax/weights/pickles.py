@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from psp_jax.weights.arrays import Unreadable
+from psp_jax.weights.arrays import MAX_TENSORS, Unreadable
 
 # About 100 MB of small objects at most; checkpoints with an optimizer have tens of thousands.
 MAX_STEPS = 1_000_000
+MAX_ARGUMENTS = 32  # one long list of them could be given to call after call
+MAX_NAME = 1000  # characters
 # What honest checkpoints name of Python itself. Anything else of it is a sign of an attack.
 HARMLESS = {
     "builtins": "object list dict tuple set frozenset int float complex bool bytes bytearray str slice range getattr",
@@ -72,6 +74,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under each open mark
         self.memo: dict[int, Any] = {}
+        self.given = 0  # items in the arguments of all calls so far
 
     def step(self, name: str, argument: Any) -> None:
         """Follow one instruction. Containers of another class than list and dict take their items and forget them."""
@@ -160,13 +163,22 @@ class _Machine:
         """Return what `calls` has for `maker`, or else its name."""
         if not isinstance(maker, Named):
             raise Unreadable(f"its pickle calls a value of the type {type(maker).__name__}")
-        return self.calls[maker.name](*arguments) if maker.name in self.calls else maker
+        if maker.name not in self.calls:
+            return maker
+        if not isinstance(arguments, list | tuple) or len(arguments) > MAX_ARGUMENTS:
+            raise Unreadable(f"its pickle calls {maker.name!r} with other arguments than it takes")
+        self.given += sum(len(argument) for argument in arguments if isinstance(argument, list | tuple))
+        if self.given > MAX_TENSORS:
+            raise Unreadable(f"its pickle calls {maker.name!r} with more items than weights need")
+        return self.calls[maker.name](*arguments)
 
 
 def _named(module: Any, name: Any) -> Named:
     """Return the name; Unreadable where it is of Python itself and not known as harmless."""
     if not isinstance(module, str) or not isinstance(name, str):
         raise Unreadable("its pickle names something by other values than texts")
+    if len(module) + len(name) > MAX_NAME:
+        raise Unreadable(f"its pickle names {module[:80]!r}, a name that is too long")
     module = PYTHON2.get(module, module)
     full = f"{module}.{name}"
     if module.split(".")[0] in sys.stdlib_module_names and name not in HARMLESS.get(module, "").split():
@@ -188,13 +200,16 @@ def _extend(container: object, items: list[Any]) -> None:
         container.extend(items)
     elif isinstance(container, dict):
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # The hash of other keys may nest deeply; no weights are under them.
-            container[key if isinstance(key, str | int | float | None) else Named("key")] = value
+            # The hash of other keys may nest deeply, or be one for all of them; no weights are under them.
+            plain = isinstance(key, str | None) or (isinstance(key, int) and key.bit_length() <= 60)
+            container[key if plain else Named("key")] = value
 
 
 def _ordered(pairs: Any = ()) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
     for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise Unreadable("its pickle makes a dict of something else than pairs")
         _extend(made, list(pair))
     return made
 

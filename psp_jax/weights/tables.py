@@ -108,9 +108,19 @@ def names(source: str, settings: Mapping[str, Any], like: Mapping[str, Any]) -> 
             if pair is None:
                 raise ValueError(f"{source} has no place for {'.'.join(path)}; choose another format.")
             layout = _layout(source, path)
-            shape = LAYOUTS[layout][1](np.empty(leaf.shape, np.bool_)).shape
+            shape = _their_shape(layout, leaf.shape)
             table[pair[kind == "bn"] + tensors[kind, tensor]] = Entry(collection, path, layout, shape)
     return table
+
+
+def _their_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape in the source; no array is made for it, a hostile file could make it as large as it likes."""
+    if layout == "vector":
+        return shape
+    if layout == "row":
+        return (1, *shape, 1, 1)
+    height, width, inputs, outputs = shape
+    return outputs, inputs, height, width
 
 
 def _check(source: str, scheme: Scheme, settings: Mapping[str, Any]) -> None:
@@ -160,6 +170,8 @@ def _layout(source: str, path: tuple[str, ...]) -> str:
 def to_variables(source: str, tensors: Tensors, settings: Mapping[str, Any], like: Mapping[str, Any]) -> Tree:
     """Return f32 {"params", "batch_stats"} of the shapes of `like`, made of every one of `tensors`.
 
+    float64 is rounded to the nearest float32, float16 widened: bit for bit the same are float32 tensors alone.
+
     Raises:
       ValueError: tensors are missing, left over (see `ignored`), of a wrong shape or type, or hold impossible values;
         the sentence names a handful of them.
@@ -206,23 +218,21 @@ def from_variables(source: str, variables: Mapping[str, Any], settings: Mapping[
 def ignored(source: str, tensors: Tensors, known: Collection[str]) -> set[str]:
     """Return the names of those tensors that are neither `known` nor of use.
 
-    In torch: counters of batch norm, the classifier of a classification network, and the buffers of the synchronised
-    batch norm of CSAILVision/semantic-segmentation-pytorch. In Caffe: the one convolution to class scores that the
-    auxiliary loss was taken on (the released files hold it, their prototxt does not).
+    In torch: counters of batch norm, and the classifier of a classification network. In Caffe: the one convolution to
+    class scores that the auxiliary loss was taken on (the released files hold it, their prototxt does not).
     """
     unknown = [name for name in tensors if name not in known]
     if source == "caffe":
         scores = [name for name in unknown if name.endswith("/0") and tensors[name].shape[:1] == _classes(tensors)]
         layer = scores[0].removesuffix("/0") if len(scores) == 1 else None
         return {name for name in unknown if name in (f"{layer}/0", f"{layer}/1")}
-    buffers = ("num_batches_tracked", "_tmp_running_mean", "_tmp_running_var", "_running_iter")
     classifier = ("fc.weight", "fc.bias", "pretrained.fc.weight", "pretrained.fc.bias")
-    return {name for name in unknown if name.rpartition(".")[2] in buffers or name in classifier}
+    return {name for name in unknown if name.endswith(".num_batches_tracked") or name in classifier}
 
 
 def _reshaped(value: np.ndarray, entry: Entry | None) -> np.ndarray:
     """Return a tensor in the shape of its entry where only axes of length 1 differ, else as it is."""
-    if entry is None or [n for n in value.shape if n > 1] != [n for n in entry.shape if n > 1]:
+    if entry is None or [n for n in value.shape if n != 1] != [n for n in entry.shape if n != 1]:
         return value
     return value.reshape(entry.shape)
 

@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from psp_jax.weights.archives import open_archive
+from psp_jax.weights.archives import open_archive, read_entry
 from psp_jax.weights.arrays import BFLOAT16, MAX_TENSORS, Unreadable, decode, itemsize
 from psp_jax.weights.pickles import Named, read_pickle
 
@@ -32,6 +32,7 @@ WRAPPERS = ("state_dict", "model")  # where training programs put the state dict
 # Views may share one storage, as tied weights do; a few such, but not a small storage as a thousand large tensors.
 MAX_SHARING = 4
 SMALL = 1 << 20  # bytes that may be shared in any way
+MAX_DIMENSIONS = 64  # NumPy's; a thousand sizes would take long to multiply
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -77,12 +78,12 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
             raise Unreadable("it is a zip archive, but not one of torch.save (no data.pkl)")
         if f"{tops[0]}constants.pkl" in names:
             raise Unreadable("it is a TorchScript program; save the state_dict() of its model")
-        if f"{tops[0]}byteorder" in names and archive.read(f"{tops[0]}byteorder") != b"little":
+        if f"{tops[0]}byteorder" in names and read_entry(archive, f"{tops[0]}byteorder") != b"little":
             raise Unreadable("it was saved on a big-endian machine; save it again on another")
-        root = read_pickle(io.BytesIO(archive.read(f"{tops[0]}data.pkl")), CALLS, _storage)
+        root = read_pickle(io.BytesIO(read_entry(archive, f"{tops[0]}data.pkl")), CALLS, _storage)
 
         def read(storage: Storage) -> bytes:
-            return archive.read(f"{tops[0]}data/{storage.key}")
+            return read_entry(archive, f"{tops[0]}data/{storage.key}")
 
         return _arrays(_state_dict(root), read, path.stat().st_size)
 
@@ -125,6 +126,8 @@ def _storage(identity: Any) -> Storage:
     """Return the storage of a persistent id ("storage", class, key, device, elements[, view: key, begin, elements])."""
     if not isinstance(identity, tuple) or identity[:1] != ("storage",):
         raise Unreadable("it holds a whole model, not weights; save its state_dict()")
+    if len(identity) > 6:
+        raise Unreadable("it describes a storage in a way that torch does not")
     _, kind, key, _, count, *view = identity
     begin = 0
     if view and view[0] is not None:
@@ -181,7 +184,7 @@ def _view(name: str, tensor: Tensor, values: np.ndarray) -> np.ndarray:
     """Return the tensor's elements of its storage `values` [n]."""
     offset, size, stride = tensor.offset, tensor.size, tensor.stride
     if not _sizes((offset,)) or not _sizes(size) or not _sizes(stride) or len(size) != len(stride):
-        raise Unreadable(f"its tensor {name[:80]!r} has no proper shape")
+        raise Unreadable(f"its tensor {name[:80]!r} has no proper shape, or too many dimensions")
     empty = 0 in size
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if not empty and last >= len(values):
@@ -193,7 +196,9 @@ def _view(name: str, tensor: Tensor, values: np.ndarray) -> np.ndarray:
 
 
 def _sizes(values: Any) -> bool:
-    return isinstance(values, tuple) and all(type(value) is int and value >= 0 for value in values)
+    if not isinstance(values, tuple) or len(values) > MAX_DIMENSIONS:
+        return False
+    return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
