@@ -44,11 +44,13 @@ def defaults() -> ConfigDict:
             "first_block_dilation": "full",
             "basic_dilation": "both",  # of the convolutions of a basic block; first in mmsegmentation
             "stride_in": "3x3",  # of a bottleneck; 1x1 in the paper's Caffe network on ADE20K
-            "head": "psp",
+            "head": "psp",  # psp, fcn, aspp (DeepLabV3) or enc (EncNet)
             "head_channels": 512,
             "bins": (1, 2, 3, 6),
             "pool": "average",
             "reduce": True,
+            "codewords": 32,  # enc: entries of the dictionary
+            "lateral": False,  # enc: whether the second and third stage join the last
             "aux_head": True,
             "aux_channels": 256,
             "dropout": 0.1,

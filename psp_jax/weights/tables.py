@@ -141,8 +141,8 @@ def layer_names(scheme: Scheme, module: tuple[str, ...], settings: Mapping[str, 
         pair = scheme.heads.get("level")
         return pair and _fill(pair, level=level, number=level + 1, bins=bins)
     kind = "aux" if part == "aux_head" else settings["head"]
-    role = f"{kind}_classifier" if layer == "classifier" else {"fuse": "fuse", "conv": kind}[layer]
-    return scheme.heads.get(role)
+    role = f"{kind}_classifier" if layer == "classifier" else {"fuse": "fuse", "conv": kind}.get(layer)
+    return scheme.heads.get(role) if role else None
 
 
 def _fill(pair: Pair, **values: int) -> Pair:
