@@ -136,6 +136,7 @@ def _step_function(
         mean=card.mean,
         std=card.std,
         aux_weight=config.train.aux_weight,
+        se_weight=config.train.se_weight,
         align_corners=config.model.align_corners,
         ignore_label=card.classes.ignore_label,
         dropout_seed=config.seed,

@@ -12,9 +12,10 @@ from conftest import ROOT, Run, free_address, run_module
 from foreign import Tensors, random_tensors, settings_of, shapes_of
 
 import psp_jax
-from psp_jax.config import changed_fields, defaults
+from psp_jax.config import defaults
 from psp_jax.weights.initial import check_init, initialise
 from psp_jax.weights.tables import to_variables
+from psp_jax.workdir import changed_fields
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 TINY = {"depth": 10, "width": 8, "stem": "32-32-64", "head_channels": 16, "aux_channels": 8}

@@ -1,6 +1,6 @@
-"""Takes three training steps of a small PSPNet on this process's share of the devices and saves what they gave.
+"""Takes three training steps of a small network on this process's share of the devices and saves what they gave.
 
-python tests/train_steps.py OUTPUT.npz [spatial [coordinator num_processes process_id]]
+python tests/train_steps.py OUTPUT.npz [spatial [head [coordinator num_processes process_id]]]
 """
 
 import sys
@@ -25,15 +25,18 @@ def batch(step: int) -> dict[str, np.ndarray]:
     label = rng.integers(0, CLASSES, (BATCH, SIDE, SIDE)).astype(np.uint8)
     for i in range(BATCH):
         label[i, : SIDE * i // BATCH] = 255
+        label[i][label[i] == i % CLASSES] = 255  # each image lacks a class
+        label[i, -1, -1] = i // 4 % CLASSES  # and some have it, or another, in one pixel alone
     return {"image": image, "label": label}
 
 
-def main(output: str, spatial: str = "1", *distributed: str) -> None:
+def main(output: str, spatial: str = "1", head: str = "psp", *distributed: str) -> None:
     if distributed:
         parallel.initialize(distributed[0], int(distributed[1]), int(distributed[2]))
     mesh = parallel.make_mesh(-1, int(spatial))
     settings = defaults().model
     settings.update(depth=10, width=16, stem="32-32-64", head_channels=32, aux_channels=16, align_corners=False)
+    settings.update(head=head, lateral=head == "enc")
     model = build_model(settings, CLASSES)
     options = {"momentum": 0.9, "weight_decay": 1e-4, "decay_bn_and_bias": True, "head_lr_multiplier": 10.0}
     optimizer = sgd(poly_schedule(0.01, 0.9, 10), **options)
@@ -44,6 +47,7 @@ def main(output: str, spatial: str = "1", *distributed: str) -> None:
             mean=(120.0, 120.0, 120.0),
             std=(60.0, 60.0, 60.0),
             aux_weight=0.4,
+            se_weight=0.2,
             align_corners=False,
             ignore_label=255,
             dropout_seed=7,
