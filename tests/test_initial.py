@@ -158,7 +158,7 @@ def test_the_papers_run_says_which_file_it_starts_from(
 def test_variants_of_the_papers_run_start_from_their_own_file() -> None:
     code: dict[str, Any] = {}
     exec((ROOT / "configs" / "ade20k.py").read_text(), code)
-    files = {name: code["get_config"](name).init.path.rpartition("/")[2] for name in code["DEPTHS"]}
+    files = {name: code["get_config"](name).init.path.rpartition("/")[2] for name in code["VARIANTS"]}
     assert files["resnet101"] == "gluon_resnet101_v1s-60fe0cc1.pth"
     assert files["resnet152"] == "gluon_resnet152_v1s-dcc41b81.pth"
     assert (files["resnet269"], code["get_config"]("resnet269").init.source) == ("", "random")
