@@ -78,6 +78,15 @@ def defaults() -> ConfigDict:
             "log_every_steps": 50,
         }
     )
+    # Options of the main and auxiliary cross entropy; hard examples are mined for the main one alone.
+    config.loss = ConfigDict(
+        {
+            "class_weights": (),  # one for each class; () is 1 for all
+            "label_smoothing": 0.0,
+            "ohem_threshold": 0.0,  # pixels of at least this probability do not count; 0 is off, usual is 0.7
+            "ohem_min_kept": 0,  # the least probable pixels that count in any case, for each image of the batch
+        }
+    )
     config.optimizer = ConfigDict(
         {
             "base_lr": 0.01,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from psp_jax.losses import segmentation_loss
+from psp_jax.losses import PLAIN, PixelLoss, segmentation_loss
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -67,6 +67,7 @@ def make_train_step(
     ignore_label: int,
     dropout_seed: int,
     se_weight: float = 0.0,
+    pixel_loss: PixelLoss = PLAIN,
     constrain: Callable[[Array], Array] = lambda x: x,
 ) -> StepFunction:
     """Return the pure function (state, batch) -> (state, metrics) of one optimizer step.
@@ -96,6 +97,7 @@ def make_train_step(
                 label,
                 aux_weight=aux_weight,
                 se_weight=se_weight,
+                pixel_loss=pixel_loss,
                 align_corners=align_corners,
                 ignore_label=ignore_label,
             )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_models import abstract, count
 
+from psp_jax.deploy.fold import fold_batch_norm
 from psp_jax.models.encnet import EncHead, Encoding, encode
 
 # Far from the origin too, where the expanded form subtracts large numbers.
@@ -103,6 +104,16 @@ def test_gate_is_on_the_features_and_the_norm_over_codewords() -> None:
     np.testing.assert_allclose(ours["se_logits"], se, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(ours["logits"], gated @ last["kernel"][0, 0] + last["bias"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(kept["batch_stats"]["encoding_bn"]["mean"], 0.1 * mean.ravel(), rtol=1e-4, atol=1e-6)
+
+
+def test_folding_keeps_the_norm_over_codewords() -> None:
+    head = EncHead(num_classes=3, channels=6, codewords=4)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4, 7))
+    variables = head.init(jax.random.key(1), [x], train=True)
+    variables["batch_stats"] = jax.tree.map(lambda v: v + 0.3, variables["batch_stats"])
+    folded = head.apply(fold_batch_norm(variables), [x], train=False)
+    for name, value in head.apply(variables, [x], train=False).items():
+        np.testing.assert_allclose(folded[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_impossible_options_are_refused() -> None:
