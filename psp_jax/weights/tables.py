@@ -97,8 +97,11 @@ def names(source: str, settings: Mapping[str, Any], like: Mapping[str, Any]) -> 
     Raises:
       ValueError: the source is unknown, or has no place for one of the leaves.
     """
-    scheme = scheme_of(source, "head" in like["params"])
+    whole = "head" in like["params"]
+    scheme = scheme_of(source, whole)
     _check(source, scheme, settings)
+    if whole and settings["head"] not in ("psp", "fcn"):
+        raise ValueError(f"Names of {source} for model.head={settings['head']} are not known; choose another format.")
     tensors = _CAFFE_BLOBS if source == "caffe" else _TORCH_TENSORS
     table = {}
     for collection, tree in like.items():
@@ -141,8 +144,8 @@ def layer_names(scheme: Scheme, module: tuple[str, ...], settings: Mapping[str, 
         pair = scheme.heads.get("level")
         return pair and _fill(pair, level=level, number=level + 1, bins=bins)
     kind = "aux" if part == "aux_head" else settings["head"]
-    role = f"{kind}_classifier" if layer == "classifier" else {"fuse": "fuse", "conv": kind}.get(layer)
-    return scheme.heads.get(role) if role else None
+    role = f"{kind}_classifier" if layer == "classifier" else {"fuse": "fuse", "conv": kind}[layer]
+    return scheme.heads.get(role)
 
 
 def _fill(pair: Pair, **values: int) -> Pair:
