@@ -44,11 +44,13 @@ def defaults() -> ConfigDict:
             "first_block_dilation": "full",
             "basic_dilation": "both",  # of the convolutions of a basic block; first in mmsegmentation
             "stride_in": "3x3",  # of a bottleneck; 1x1 in the paper's Caffe network on ADE20K
-            "head": "psp",
+            "head": "psp",  # psp, fcn, aspp (DeepLabV3) or enc (EncNet)
             "head_channels": 512,
             "bins": (1, 2, 3, 6),
             "pool": "average",
             "reduce": True,
+            "codewords": 32,  # enc: entries of the dictionary
+            "lateral": False,  # enc: whether the second and third stage join the last
             "aux_head": True,
             "aux_channels": 256,
             "dropout": 0.1,
@@ -71,7 +73,17 @@ def defaults() -> ConfigDict:
             "batch_size": 16,  # images of the whole mesh, whatever its size
             "crop_size": (473, 473),  # (height, width), or (side,)
             "aux_weight": 0.4,
+            "se_weight": 0.0,  # of the loss on the classes present, with model.head=enc; 0.2 in the reference
             "log_every_steps": 50,
+        }
+    )
+    # Options of the main and auxiliary cross entropy; hard examples are mined for the main one alone.
+    config.loss = ConfigDict(
+        {
+            "class_weights": (),  # one for each class; () is 1 for all
+            "label_smoothing": 0.0,
+            "ohem_threshold": 0.0,  # pixels of at least this probability do not count; 0 is off, usual is 0.7
+            "ohem_min_kept": 0,  # the least probable pixels that count in any case, for each image of the batch
         }
     )
     config.optimizer = ConfigDict(
@@ -108,24 +120,6 @@ def defaults() -> ConfigDict:
     return config
 
 
-# What may change when a run goes on: nothing here changes what is learned.
-_FREE_ON_RESUME = (
-    "data.dir",
-    "data.prepared_dir",
-    "data.archive",
-    "data.num_workers",
-    "data.classes",
-    "data.eval_split",
-    "init.path",
-    "init.sha256",
-    "model.remat",
-    "train.log_every_steps",
-    "eval.",
-    "checkpoint.",
-    "mesh.",
-    "log.",
-)
-
 # The smallest value of a field. Batch norm takes the variance over the images of a batch: one has none at the 1x1 bin.
 _LEAST = {
     "data.num_workers": 0,
@@ -133,6 +127,7 @@ _LEAST = {
     "train.epochs": 0,
     "train.batch_size": 2,
     "train.aux_weight": 0,
+    "train.se_weight": 0,
     "train.log_every_steps": 1,
     "optimizer.base_lr": 0,
     "optimizer.power": 0,
@@ -218,6 +213,11 @@ def check_values(config: ConfigDict) -> None:
             raise ValueError(f"{field}={values[field]} must be at least {least}.")
     if config.optimizer.momentum >= 1:
         raise ValueError(f"optimizer.momentum={config.optimizer.momentum} must be below 1.")
+    if config.train.se_weight and config.model.head != "enc":
+        raise ValueError(
+            f"train.se_weight={config.train.se_weight} needs a head that tells the classes present, which model.head="
+            f"{config.model.head!r} does not; set model.head=enc, or train.se_weight=0."
+        )
     if not config.train.steps and not config.train.epochs:
         raise ValueError("train.steps and train.epochs are both 0; set one of them.")
     if config.eval.checkpoint not in ("latest", "best"):
@@ -280,20 +280,3 @@ def total_steps(config: ConfigDict, num_images: int) -> int:
             "train.steps instead."
         )
     return steps
-
-
-def changed_fields(before: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Describe each field that changes what is learned and differs between a run's configuration and the new one.
-
-    A field that an older version did not have counts as its default: that is what the run did.
-    """
-    old, new = dict(flatten(defaults())) | dict(flatten(before)), dict(flatten(config))
-    return [
-        f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
-        for field in sorted(old | new)
-        if not field.startswith(_FREE_ON_RESUME) and _plain(old.get(field)) != _plain(new.get(field))
-    ]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,6 @@
-"""Pixel-wise cross entropy with void pixels, and the paper's sum of main and auxiliary loss."""
+"""Pixel-wise cross entropy with void pixels, EncNet's loss on the classes present, and the sum that is minimised."""
+
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -9,43 +11,167 @@ from psp_jax.interpolation import resize
 Array = jax.Array
 
 
-def cross_entropy(logits: Array, label: Array, ignore_label: int) -> Array:
+@dataclass(frozen=True)
+class PixelLoss:
+    """Variants of the cross entropy; the defaults are the plain one.
+
+    Attributes:
+      class_weights: factor of each class's pixels, in the sum and in the number; () is 1 for all.
+      label_smoothing: share of the target that is spread evenly over all classes, from 0 to 1.
+      ohem_threshold: pixels whose class has at least this probability do not count (online hard example mining); 0 is
+        off, usual is 0.7.
+      ohem_min_kept: this many pixels an image, on average over the batch, count in any case: the least probable ones.
+    """
+
+    class_weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+    ohem_threshold: float = 0.0
+    ohem_min_kept: int = 0
+
+    def check(self, num_classes: int) -> None:
+        """Raise ValueError where a value makes no loss over `num_classes` classes."""
+        weights = self.class_weights
+        if weights and (len(weights) != num_classes or min(weights) < 0 or not max(weights) > 0):
+            raise ValueError(
+                f"loss.class_weights holds {len(weights)} numbers from {min(weights)} to {max(weights)}; give one of "
+                f"at least 0 for each of the {num_classes} classes, not all 0, or () for none."
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing={self.label_smoothing} must be at least 0 and below 1.")
+        if not 0 <= self.ohem_threshold <= 1:
+            raise ValueError(f"loss.ohem_threshold={self.ohem_threshold} is no probability; choose 0 (off) to 1.")
+        if self.ohem_min_kept < 0 or (self.ohem_min_kept and not self.ohem_threshold):
+            raise ValueError(
+                f"loss.ohem_min_kept={self.ohem_min_kept} must be at least 0, and 0 without loss.ohem_threshold."
+            )
+
+
+PLAIN = PixelLoss()
+
+
+def cross_entropy(logits: Array, label: Array, ignore_label: int, options: PixelLoss = PLAIN) -> Array:
     """Average cross entropy over every pixel of the batch that is not void.
+
+    Class weights and label smoothing are those of torch's `cross_entropy`: with both, the even part weighs each class
+    by its own weight, and the sum is divided by the weights of the pixels' classes.
 
     Args:
       logits: f32 [B, H, W, C].
       label: integers [B, H, W]; pixels equal to `ignore_label` count neither in the sum nor in the number.
       ignore_label: value of void pixels and padding.
+      options: what else the loss is to be.
 
     Returns:
       Scalar; 0 where every pixel is void. Under `jax.jit` with a sharded batch the sum and the number are global,
       so devices with more valid pixels weigh more (a mean of per-device means would weigh them alike).
     """
     classes = lax.broadcasted_iota(label.dtype, (*label.shape, logits.shape[-1]), label.ndim)
+    of_label = classes == label[..., None]
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
     # A masked sum picks the label's logit; unlike a gather its gradient is no scatter.
-    picked = jnp.where(classes == label[..., None], logits, 0.0).sum(-1)
-    valid = label != ignore_label
-    per_pixel = jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
-    return per_pixel.sum() / jnp.maximum(valid.sum(dtype=jnp.int32), 1)
+    per_pixel = log_sum - jnp.where(of_label, logits, 0.0).sum(-1)
+    counted = label != ignore_label
+    if options.ohem_threshold:
+        counted = hard_pixels(jnp.exp(-per_pixel), counted, options.ohem_threshold, options.ohem_min_kept)
+    weight: Array | None = None
+    if options.class_weights:
+        weight = jnp.where(of_label, jnp.asarray(options.class_weights), 0.0).sum(-1)
+        per_pixel = per_pixel * weight
+    if options.label_smoothing:
+        each = jnp.asarray(options.class_weights or (1.0,) * logits.shape[-1]) / logits.shape[-1]
+        even = log_sum * each.sum() - (logits * each).sum(-1)
+        per_pixel = (1 - options.label_smoothing) * per_pixel + options.label_smoothing * even
+    total = jnp.where(counted, per_pixel, 0.0).sum()
+    if weight is None:
+        return total / jnp.maximum(counted.sum(dtype=jnp.int32), 1)
+    weights = jnp.where(counted, weight, 0.0).sum()
+    return total / jnp.where(weights > 0, weights, 1.0)
+
+
+def hard_pixels(probability: Array, valid: Array, threshold: float, min_kept: int) -> Array:
+    """Return which valid pixels are hard: bool [B, H, W].
+
+    Source: online hard example mining (Shrivastava et al., 2016) as in HRNet and mmsegmentation, over the whole batch.
+
+    Args:
+      probability: f32 [B, H, W], of each pixel's own class.
+      valid: bool [B, H, W].
+      threshold: a pixel below this probability is hard.
+      min_kept: so are the min_kept * B least probable, and those that are equal to the last of them.
+    """
+    probability = jnp.where(valid, lax.stop_gradient(probability), 2.0)
+    hard = probability < threshold
+    if min_kept:
+        hard |= probability <= _smallest(probability, min(min_kept * probability.shape[0], probability.size))
+    return hard & valid
+
+
+def _smallest(values: Array, k: int) -> Array:
+    """Return the k-th smallest (from 1) of values f32 >= 0, by bisection: no sort of a batch over all devices."""
+    bits = lax.bitcast_convert_type(values, jnp.int32)  # which order as the values do
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        enough = (bits <= middle).sum(dtype=jnp.int32) >= k
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    low, _ = lax.fori_loop(0, 31, halve, (jnp.int32(0), jnp.int32(2**31 - 1)))
+    return lax.bitcast_convert_type(low, jnp.float32)
+
+
+def presence_loss(logits: Array, label: Array, ignore_label: int) -> Array:
+    """Average, over images and classes, the binary cross entropy of telling which classes a crop holds.
+
+    Source: the semantic encoding loss of EncNet (Zhang et al., CVPR 2018, section 3.1).
+
+    Args:
+      logits: f32 [B, C].
+      label: integers [B, H, W]; a class is present where any pixel has it, however few.
+      ignore_label: value of void pixels and padding; never a class.
+
+    Returns:
+      Scalar; under `jax.jit` presence is over whole crops and the mean over all images, however they are sharded.
+    """
+    classes = jnp.arange(logits.shape[-1])
+    named = (label[..., None] == classes) & (label != ignore_label)[..., None]
+    present = named.any((1, 2)).astype(jnp.float32)
+    return (jax.nn.softplus(logits) - logits * present).mean()
 
 
 def segmentation_loss(
-    outputs: dict[str, Array], label: Array, *, aux_weight: float, align_corners: bool, ignore_label: int
+    outputs: dict[str, Array],
+    label: Array,
+    *,
+    aux_weight: float,
+    align_corners: bool,
+    ignore_label: int,
+    se_weight: float = 0.0,
+    pixel_loss: PixelLoss = PLAIN,
 ) -> tuple[Array, dict[str, Array]]:
-    """Return main + aux_weight * auxiliary loss and its parts (Zhao et al., 2017, section 3.3).
+    """Return main + aux_weight * auxiliary + se_weight * presence loss, and its parts.
+
+    Source: Zhao et al. (2017), section 3.3; Zhang et al. (2018), section 3.1.
 
     Args:
-      outputs: "logits" and perhaps "aux_logits", f32 [B, h, w, C]; they are resized to the label's size first.
+      outputs: "logits" and perhaps "aux_logits", f32 [B, h, w, C]; they are resized to the label's size first. Perhaps
+        "se_logits", f32 [B, C].
       label: integers [B, H, W].
+      pixel_loss: options of the cross entropy; hard examples are mined for the main loss alone, as in its sources.
 
     Returns:
-      The loss to minimise, and {"main_loss", "aux_loss"}, each a scalar over the whole batch; aux_loss is 0 without
-      "aux_logits".
+      The loss to minimise, and {"main_loss", "aux_loss"} and, with "se_logits", "se_loss", each a scalar over the whole
+      batch; aux_loss is 0 without "aux_logits".
     """
     losses = {"aux_loss": jnp.zeros(())}
     for name, key in (("main_loss", "logits"), ("aux_loss", "aux_logits")):
         if key in outputs:
             # The class scores stay exact in float32; the default on TPU would round them to bfloat16.
             logits = resize(outputs[key], (label.shape[1], label.shape[2]), align_corners, lax.Precision.HIGHEST)
-            losses[name] = cross_entropy(logits, label, ignore_label)
-    return losses["main_loss"] + aux_weight * losses["aux_loss"], losses
+            options = pixel_loss if name == "main_loss" else replace(pixel_loss, ohem_threshold=0.0, ohem_min_kept=0)
+            losses[name] = cross_entropy(logits, label, ignore_label, options)
+    loss = losses["main_loss"] + aux_weight * losses["aux_loss"]
+    if "se_logits" in outputs:
+        losses["se_loss"] = presence_loss(outputs["se_logits"], label, ignore_label)
+        loss += se_weight * losses["se_loss"]
+    return loss, losses

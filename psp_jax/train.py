@@ -21,6 +21,7 @@ from psp_jax.data.pipeline import train_batches
 from psp_jax.data.source import Source
 from psp_jax.data.transforms import AugmentSettings
 from psp_jax.download import checksum
+from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model, variable_shapes
 from psp_jax.optimizer import poly_schedule, sgd
 from psp_jax.progress import Progress, Throughput
@@ -65,6 +66,7 @@ def train(
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
     configuration.check_mesh(config, True, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
+    PixelLoss(**config.loss).check(train_source.classes.num_classes)
     steps = configuration.total_steps(config, len(train_source))
     card = ModelCard(
         model=config.model.to_dict(),
@@ -139,6 +141,8 @@ def _step_function(
         mean=card.mean,
         std=card.std,
         aux_weight=config.train.aux_weight,
+        se_weight=config.train.se_weight,
+        pixel_loss=PixelLoss(**config.loss),
         align_corners=config.model.align_corners,
         ignore_label=card.classes.ignore_label,
         dropout_seed=config.seed,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from psp_jax.losses import segmentation_loss
+from psp_jax.losses import PLAIN, PixelLoss, segmentation_loss
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -66,14 +66,16 @@ def make_train_step(
     align_corners: bool,
     ignore_label: int,
     dropout_seed: int,
+    se_weight: float = 0.0,
+    pixel_loss: PixelLoss = PLAIN,
     constrain: Callable[[Array], Array] = lambda x: x,
 ) -> StepFunction:
     """Return the pure function (state, batch) -> (state, metrics) of one optimizer step.
 
     The batch is global: {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. Dropout is a function of `dropout_seed` and
     the step. `constrain` pins the sharding of maps [B, h, w, C] before the loss (a resize of a map that
-    is split by rows loses the split). Metrics are scalars: loss, main_loss, aux_loss, grad_norm,
-    and state_norm of the new parameters and statistics.
+    is split by rows loses the split). Metrics are scalars: loss, main_loss, aux_loss, se_loss where
+    the network tells the classes present, grad_norm, and state_norm of the new parameters and statistics.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -89,9 +91,15 @@ def make_train_step(
                 mutable=["batch_stats"],
                 rngs={"dropout": dropout_key},
             )
-            outputs = {name: constrain(x) for name, x in outputs.items()}
+            outputs = {name: constrain(x) if x.ndim == 4 else x for name, x in outputs.items()}
             loss, parts = segmentation_loss(
-                outputs, label, aux_weight=aux_weight, align_corners=align_corners, ignore_label=ignore_label
+                outputs,
+                label,
+                aux_weight=aux_weight,
+                se_weight=se_weight,
+                pixel_loss=pixel_loss,
+                align_corners=align_corners,
+                ignore_label=ignore_label,
             )
             return loss, (parts, updates["batch_stats"])
 

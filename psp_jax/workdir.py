@@ -13,12 +13,29 @@ from typing import Any, Self
 from PIL import Image
 
 from psp_jax.classes import ClassTable
-from psp_jax.config import changed_fields
+from psp_jax.config import defaults, flatten
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 # Fields of config.model that models written by version 0.1.0 lack, and how their networks are.
 LATER_FIELDS = {"basic_dilation": "both", "stride_in": "3x3"}
+# What may change when a run goes on: nothing here changes what is learned.
+_FREE_ON_RESUME = (
+    "data.dir",
+    "data.prepared_dir",
+    "data.archive",
+    "data.num_workers",
+    "data.classes",
+    "data.eval_split",
+    "init.path",
+    "init.sha256",
+    "model.remat",
+    "train.log_every_steps",
+    "eval.",
+    "checkpoint.",
+    "mesh.",
+    "log.",
+)
 PACKAGES = ("psp-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -120,6 +137,23 @@ def check_owner(
             f"{directory} belongs to a run with another configuration ({'; '.join(changed)}); choose a new --workdir, "
             "or give --resume=override to go on from its last checkpoint with these changes."
         )
+
+
+def changed_fields(before: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Describe each field that changes what is learned and differs between a run's configuration and the new one.
+
+    A field that an older version did not have counts as its default: that is what the run did.
+    """
+    old, new = dict(flatten(defaults())) | dict(flatten(before)), dict(flatten(config))
+    return [
+        f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
+        for field in sorted(old | new)
+        if not field.startswith(_FREE_ON_RESUME) and _plain(old.get(field)) != _plain(new.get(field))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @contextlib.contextmanager

@@ -53,5 +53,12 @@ def test_eight_devices(spatial: int, one_device: dict[str, np.ndarray], tmp_path
 def test_two_processes(one_device: dict[str, np.ndarray], tmp_path: Path) -> None:
     coordinator = free_address()
     output = tmp_path / "two.npz"
-    processes = [start(4, output, 1, coordinator, 2, rank) for rank in range(2)]
+    processes = [start(4, output, 1, "psp", coordinator, 2, rank) for rank in range(2)]
     compare(finish(processes, output), one_device)
+
+
+def test_encnet_on_eight_devices(tmp_path: Path) -> None:
+    """The classes present and the statistics over codewords are those of the global batch, rows split or not."""
+    one = finish([start(1, tmp_path / "one.npz", 1, "enc")], tmp_path / "one.npz")
+    assert "stats/head/encoding_bn/mean" in one
+    compare(finish([start(8, tmp_path / "eight.npz", 2, "enc")], tmp_path / "eight.npz"), one)

@@ -12,9 +12,10 @@ from conftest import ROOT, Run, free_address, run_module
 from foreign import Tensors, random_tensors, settings_of, shapes_of
 
 import psp_jax
-from psp_jax.config import changed_fields, defaults
+from psp_jax.config import defaults
 from psp_jax.weights.initial import check_init, initialise
 from psp_jax.weights.tables import to_variables
+from psp_jax.workdir import changed_fields
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 TINY = {"depth": 10, "width": 8, "stem": "32-32-64", "head_channels": 16, "aux_channels": 8}
@@ -166,7 +167,7 @@ def test_the_papers_run_says_which_file_it_starts_from(
 def test_variants_of_the_papers_run_start_from_their_own_file() -> None:
     code: dict[str, Any] = {}
     exec((ROOT / "configs" / "ade20k.py").read_text(), code)
-    files = {name: code["get_config"](name).init.path.rpartition("/")[2] for name in code["DEPTHS"]}
+    files = {name: code["get_config"](name).init.path.rpartition("/")[2] for name in code["VARIANTS"]}
     assert files["resnet101"] == "gluon_resnet101_v1s-60fe0cc1.pth"
     assert files["resnet152"] == "gluon_resnet152_v1s-dcc41b81.pth"
     assert (files["resnet269"], code["get_config"]("resnet269").init.source) == ("", "random")

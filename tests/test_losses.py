@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psp_jax.losses import cross_entropy, segmentation_loss
+from psp_jax.losses import cross_entropy, presence_loss, segmentation_loss
 from psp_jax.optimizer import poly_schedule, sgd
 
 
@@ -48,6 +48,29 @@ def test_main_and_auxiliary_loss_add_up() -> None:
     np.testing.assert_allclose(parts["main_loss"], np.log(4), rtol=1e-6)
     np.testing.assert_allclose(parts["aux_loss"], np.log(8), rtol=1e-6)  # 1 + 1 + 1 + 5
     np.testing.assert_allclose(loss, np.log(4) + 0.4 * np.log(8), rtol=1e-6)
+
+
+def test_presence_loss_by_hand() -> None:
+    """Two crops and three classes; one pixel makes a class present, and void none."""
+    label = jnp.array([[[0, 0], [255, 2]], [[255, 255], [255, 255]]])
+    logits = jnp.log(jnp.array([[3.0, 1.0, 1.0], [1.0, 1.0, 1 / 3]]))  # probabilities 3/4, 1/2, 1/2; 1/2, 1/2, 1/4
+    expected = (2 * np.log(4 / 3) + 4 * np.log(2)) / 6
+    np.testing.assert_allclose(presence_loss(logits, label, 255), expected, rtol=1e-6)
+    np.testing.assert_allclose(presence_loss(logits[1:], label[1:] - 253, 2), presence_loss(logits[1:], label[1:], 255))
+    extreme = jnp.array([[1e4, -1e4, -1e4], [-1e4, -1e4, 1e4]])
+    value, gradient = jax.value_and_grad(presence_loss)(extreme, label, 255)
+    np.testing.assert_allclose(value, 2e4 / 6, rtol=1e-6)
+    assert np.isfinite(gradient).all()
+
+
+def test_presence_loss_joins_where_the_network_tells_the_classes_present() -> None:
+    outputs = {"logits": jnp.zeros((1, 2, 2, 4)), "se_logits": jnp.zeros((1, 4))}
+    options = {"aux_weight": 0.4, "se_weight": 0.2, "align_corners": True, "ignore_label": 255}
+    loss, parts = segmentation_loss(outputs, jnp.zeros((1, 2, 2), jnp.int32), **options)
+    np.testing.assert_allclose(parts["se_loss"], np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(loss, np.log(4) + 0.2 * np.log(2), rtol=1e-6)
+    outputs.pop("se_logits")
+    assert "se_loss" not in segmentation_loss(outputs, jnp.zeros((1, 2, 2), jnp.int32), **options)[1]
 
 
 def test_poly_schedule() -> None:

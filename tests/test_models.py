@@ -140,8 +140,10 @@ def test_rematerialisation_and_bfloat16_compute_the_same_network() -> None:
         {"depth": 10},
         {"depth": 10, "pool": "max", "align_corners": False, "first_block_dilation": "contracted"},
         {"stem": "7x7", "head": "fcn", "output_stride": 16},
+        {"depth": 10, "head": "aspp", "output_stride": 32},
+        {"depth": 10, "head": "enc", "codewords": 3, "lateral": True},
     ],
-    ids=["average", "max", "bottleneck"],
+    ids=["average", "max", "bottleneck", "aspp", "enc"],
 )
 def test_what_lies_beyond_an_image_counts_as_padding(options: dict) -> None:
     """One program with `valid` gives each image the logits that it has alone, at its own size."""

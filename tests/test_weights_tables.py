@@ -216,11 +216,11 @@ def test_numbers_of_many_digits_count_no_blocks() -> None:
 @pytest.mark.parametrize(
     ("source", "more", "expected"),
     [
-        ("mmseg", "decode_head.enc_module.fc.0.weight", "EncHead, which is not built here yet"),
-        ("mmseg", "decode_head.aspp_modules.0.conv.weight", "ASPPHead, which is not built here yet"),
+        ("mmseg", "decode_head.enc_module.fc.0.weight", "EncHead, which is not imported here yet"),
+        ("mmseg", "decode_head.aspp_modules.0.conv.weight", "ASPPHead, which is not imported here yet"),
         ("mmseg", "decode_head.conv_cat.conv.weight", "FCNHead with concat_input, which is not"),
-        ("encoding", "head.encmodule.fc.0.weight", "EncHead, which is not built here yet"),
-        ("timm", "layer1.0.downsample.2.weight", "ResNet-D, which averages .*, which is not built here yet"),
+        ("encoding", "head.encmodule.fc.0.weight", "EncHead, which is not imported here yet"),
+        ("timm", "layer1.0.downsample.2.weight", "ResNet-D, which averages .*, which is not imported here yet"),
         ("torchvision", "backbone.conv1.weight", r"no ResNet of torchvision .* \(0, 0, 0, 0\) basic blocks"),
         ("caffe", "conv1/0", "no ResNet of caffe"),
     ],
@@ -234,6 +234,10 @@ def test_what_has_no_counterpart_is_not_exported() -> None:
     settings = settings_of(head="fcn")
     with pytest.raises(ValueError, match=r"semseg has no place for head\.conv\."):
         names("semseg", settings, shapes_of(settings, 5))
+    for head in ("aspp", "enc"):
+        settings = settings_of(head=head)
+        with pytest.raises(ValueError, match=f"Names of mmseg for model.head={head} are not known"):
+            names("mmseg", settings, shapes_of(settings, 5))
     settings = settings_of(depth=18, aux_head=False)
     with pytest.raises(ValueError, match="ResNet-18 has no counterpart in caffe"):
         names("caffe", settings, shapes_of(settings, 5))

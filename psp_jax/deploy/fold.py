@@ -27,7 +27,7 @@ def _fold(params: Tree, batch_stats: Tree) -> tuple[dict[str, Any], dict[str, An
     if "bn" in batch_stats:
         return _fold_one(params, batch_stats)
     folded, stats = dict(params), dict(batch_stats)
-    for name in batch_stats:
+    for name in batch_stats.keys() - {"mean", "var"}:  # those are of a batch norm without a convolution: it stays
         folded[name], stats[name] = _fold(params[name], batch_stats[name])
     return folded, stats
 

@@ -1,5 +1,6 @@
 """Convolution, batch normalisation and initialisers that every network here is made of."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,16 @@ Array = jax.Array
 torch_default_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # He et al. 2015, as torchvision's ResNet does it.
 kaiming_fan_out_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def torch_bias_init(fan_in: int) -> Callable[..., Array]:
+    """Return torch's default for biases of layers with `fan_in` inputs: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 class BatchNorm(nn.Module):
@@ -110,18 +121,12 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Map [B, H, W, C] to f32 [B, H, W, num_classes]."""
-        fan_in = x.shape[-1]
         x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
-
-        def bias_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-            bound = fan_in**-0.5
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
         return nn.Conv(
             self.num_classes,
             (1, 1),
             kernel_init=torch_default_init,
-            bias_init=bias_init,
+            bias_init=torch_bias_init(x.shape[-1]),
             dtype=jnp.float32,
             precision=lax.Precision.HIGHEST,  # the default on TPU would round to bfloat16
             name="conv",

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from psp_jax.models.aspp import RATES, ASPPHead
+from psp_jax.models.encnet import EncHead
 from psp_jax.models.heads import POOLS, FCNHead, PSPHead
 from psp_jax.models.layers import strided
 from psp_jax.models.resnet import (
@@ -21,7 +23,7 @@ from psp_jax.models.resnet import (
 
 Array = jax.Array
 
-HEADS = {"psp": PSPHead, "fcn": FCNHead}
+HEADS = {"psp": PSPHead, "fcn": FCNHead, "aspp": ASPPHead, "enc": EncHead}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -38,12 +40,17 @@ class Segmentor(nn.Module):
     def __call__(self, image: Array, train: bool, valid: Array | None = None) -> dict[str, Array]:
         """Map normalised images f32 [B, H, W, 3] to {"logits": f32 [B, h, w, C]}, h = ceil(H / output stride).
 
-        When training, "aux_logits" of the auxiliary head on the third stage comes with them. For evaluation `valid`
+        EncNet's head adds "se_logits" f32 [B, C], whether each class is anywhere in the image. When training,
+        "aux_logits" of the auxiliary head on the third stage comes with them. For evaluation `valid`
         i32 [B, 2] may tell that only the first (height, width) of each image are real and the rest is zero: the first
         logits then are those of the smaller images, so that one compiled program serves all sizes.
         """
         stages = self.backbone(image, train, valid)
-        outputs = {"logits": self.head(stages[-1], train, strided(valid, self.backbone.output_stride))}
+        real = strided(valid, self.backbone.output_stride)
+        if isinstance(self.head, EncHead):
+            outputs = self.head(stages, train, real)
+        else:
+            outputs = {"logits": self.head(stages[-1], train, real)}
         if self.aux_head is not None and train:
             outputs["aux_logits"] = self.aux_head(stages[-2], train)
         return outputs
@@ -73,6 +80,14 @@ def check_model(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"model.{field}={settings[field]} must be at least 1.")
     if not 0 <= settings["dropout"] < 1:
         raise ValueError(f"model.dropout={settings['dropout']} must be at least 0 and below 1.")
+    if settings["head"] == "enc":
+        if settings["codewords"] < 1:
+            raise ValueError(f"model.codewords={settings['codewords']} must be at least 1.")
+        if settings["lateral"] and settings["output_stride"] != 8:
+            raise ValueError(
+                f"model.lateral=True joins stages of one size, which model.output_stride={settings['output_stride']} "
+                "has not; set model.output_stride=8."
+            )
     if not settings["bins"] or min(settings["bins"]) < 1:
         raise ValueError(f"model.bins={settings['bins']} must name at least one grid size, each at least 1.")
 
@@ -94,6 +109,10 @@ def build_model(settings: Mapping[str, Any], num_classes: int) -> Segmentor:
             "reduce": settings["reduce"],
             "align_corners": settings["align_corners"],
         }
+    elif settings["head"] == "enc":
+        head_options |= {"codewords": settings["codewords"], "lateral": settings["lateral"]}
+    elif settings["head"] == "aspp":
+        head_options["rates"] = tuple(rate * 8 // settings["output_stride"] for rate in RATES)
     return Segmentor(
         backbone=ResNet(
             depth=settings["depth"],

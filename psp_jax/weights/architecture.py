@@ -36,7 +36,7 @@ _WHOLE = {
     "mmseg": ("backbone.", "decode_head."),
     "encoding": ("pretrained.", "head."),
 }
-# Beginnings of names that belong to a network which this version cannot build.
+# Beginnings of names that belong to a network which this version cannot build or import.
 _UNBUILT = {
     "mmseg": {
         "decode_head.aspp_modules.": "ASPPHead",
@@ -84,7 +84,7 @@ def recognise(source: str, tensors: Tensors) -> Recognised:
     for start, what in _UNBUILT.get(source, {}).items():
         if any(name.startswith(start) for name in tensors):
             raise ValueError(
-                f"The tensors {start}* are of {what}, which is not built here yet; choose another network."
+                f"The tensors {start}* are of {what}, which is not imported here yet; choose another network."
             )
     settings = _backbone(source, scheme, tensors)
     mean, std = _CAFFE_MEAN if source == "caffe" else _IMAGENET

@@ -97,8 +97,11 @@ def names(source: str, settings: Mapping[str, Any], like: Mapping[str, Any]) -> 
     Raises:
       ValueError: the source is unknown, or has no place for one of the leaves.
     """
-    scheme = scheme_of(source, "head" in like["params"])
+    whole = "head" in like["params"]
+    scheme = scheme_of(source, whole)
     _check(source, scheme, settings)
+    if whole and settings["head"] not in ("psp", "fcn"):
+        raise ValueError(f"Names of {source} for model.head={settings['head']} are not known; choose another format.")
     tensors = _CAFFE_BLOBS if source == "caffe" else _TORCH_TENSORS
     table = {}
     for collection, tree in like.items():
