@@ -277,8 +277,7 @@ def _record(config: ConfigDict, card: ModelCard, steps: int, images: int) -> dic
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(config.to_json())
-    return plain
+    return dict(json.loads(config.to_json()))
 
 
 def _state_of(start: int, steps: int) -> str:
