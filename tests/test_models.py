@@ -108,7 +108,7 @@ def test_first_block_dilation_matters_only_where_a_dilated_stage_begins() -> Non
     outputs = {}
     for stride in (8, 32):
         for mode in ("full", "contracted"):
-            model = small_model(first_block_dilation=mode, output_stride=stride)
+            model = small_model(depth=10, first_block_dilation=mode, output_stride=stride)
             variables = model.init(jax.random.key(1), image, train=True)
             outputs[stride, mode] = np.asarray(model.apply(variables, image, train=False)["logits"])
     assert np.abs(outputs[8, "full"] - outputs[8, "contracted"]).max() > 1e-4
@@ -117,7 +117,7 @@ def test_first_block_dilation_matters_only_where_a_dilated_stage_begins() -> Non
 
 def test_rematerialisation_and_bfloat16_compute_the_same_network() -> None:
     image = jax.random.normal(jax.random.key(0), (2, 33, 33, 3))
-    plain = small_model(dropout=0.0)
+    plain = small_model(depth=10, dropout=0.0)
     variables = jax.jit(lambda key: plain.init(key, image, train=True))(jax.random.key(1))
 
     def loss(model, params: object) -> jax.Array:
@@ -126,11 +126,11 @@ def test_rematerialisation_and_bfloat16_compute_the_same_network() -> None:
         return jnp.square(outputs["logits"]).mean()
 
     value, gradient = jax.jit(jax.value_and_grad(lambda p: loss(plain, p)))(variables["params"])
-    remat = small_model(dropout=0.0, remat=True)
+    remat = small_model(depth=10, dropout=0.0, remat=True)
     value_remat, gradient_remat = jax.jit(jax.value_and_grad(lambda p: loss(remat, p)))(variables["params"])
     np.testing.assert_allclose(value, value_remat, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, gradient_remat)
-    half = small_model(dropout=0.0, dtype="bfloat16")
+    half = small_model(depth=10, dropout=0.0, dtype="bfloat16")
     np.testing.assert_allclose(value, jax.jit(lambda p: loss(half, p))(variables["params"]), rtol=0.1)
 
 

@@ -15,6 +15,7 @@ import psp_jax
 from psp_jax import classes, predict
 from psp_jax.predict import find_images
 from psp_jax.score import score
+from psp_jax.workdir import write_png
 
 
 def write_odd_images(folder: Path) -> dict[str, np.ndarray]:
@@ -207,10 +208,10 @@ def test_a_picture_is_there_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch,
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    predict._save(Image.new("L", (4, 4)), tmp_path / "a", "")
+    write_png(tmp_path / "a.png", Image.new("L", (4, 4)))
     monkeypatch.setattr(Image.Image, "save", fail)
     for stem in ("a", "b"):
         with pytest.raises(OSError, match="disk full"):
-            predict._save(Image.new("L", (2, 2)), tmp_path / stem, "")
+            write_png(tmp_path / f"{stem}.png", Image.new("L", (2, 2)))
     assert Image.open(tmp_path / "a.png").size == (4, 4)
     assert not (tmp_path / "b.png").exists()
