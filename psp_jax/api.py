@@ -21,8 +21,8 @@ from psp_jax.checkpoint import Checkpoints, load_variables
 from psp_jax.inference import make_forward, make_labeler
 from psp_jax.interpolation import resize
 from psp_jax.models import build_model, variable_shapes
-from psp_jax.protocols import SCALES, layout, semseg
-from psp_jax.sliding import SlidingScorer, make_sliding_labeler
+from psp_jax.protocols import SCALES, semseg
+from psp_jax.sliding import make_scorer, make_sliding_labeler
 from psp_jax.tiling import make_tile_labeler
 from psp_jax.workdir import CHECKPOINTS, ModelCard, read_json
 
@@ -113,17 +113,8 @@ class Model:
             label = make_tile_labeler(forward, window=card.window, align_corners=align_corners, batch=batch)
         elif protocol == "semseg":
             views = semseg(SCALES[scales], card.base_size, card.window)
-            scorer = SlidingScorer(
-                forward=forward,
-                protocol=views,
-                shapes=layout(views, [(1, 1)]),  # resized by its long side, a square holds every image
-                mean=card.mean,
-                num_classes=card.classes.num_classes,
-                align_corners=align_corners,
-                output_stride=card.model["output_stride"],
-                batch=batch,
-            )
-            label = make_sliding_labeler(scorer)
+            square = [(1, 1)]  # resized by its long side, it holds every image
+            label = make_sliding_labeler(make_scorer(card, forward, views, square, batch))
         else:
             label = make_labeler(forward, canvas=card.size, align_corners=align_corners, batch=batch)
 

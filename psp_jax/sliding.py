@@ -5,7 +5,7 @@ weights that depend on run-time integers alone. So images of every size share on
 nor probabilities ever leave the device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from psp_jax.inference import TILE, Labeler, Variables, count_parts, join_tiles, labels_and_confidence
 from psp_jax.metrics import confusion_matrix
-from psp_jax.protocols import Layout, Protocol, plan
+from psp_jax.protocols import Layout, Protocol, layout, plan
+from psp_jax.workdir import ModelCard
 
 Array = jax.Array
 Plan = dict[str, Array]
@@ -184,6 +185,22 @@ class SlidingScorer:
         """Return 0, 1, 2, ... i32 [W, n] along an axis of each window, backwards where it is mirrored."""
         pixel = jnp.broadcast_to(jnp.arange(self.protocol.window[axis]), (self.batch, self.protocol.window[axis]))
         return jnp.where(windows[:, 3:] == 1, content[:, 1:] - 1 - pixel, pixel) if axis == 1 else pixel
+
+
+def make_scorer(
+    card: ModelCard, forward: Callable[..., Array], protocol: Protocol, sizes: Iterable[tuple[int, int]], batch: int
+) -> SlidingScorer:
+    """Return the scorer of a model for images of these original sizes (height, width), `batch` windows at a time."""
+    return SlidingScorer(
+        forward=forward,
+        protocol=protocol,
+        shapes=layout(protocol, sizes),
+        mean=card.mean,
+        num_classes=card.classes.num_classes,
+        align_corners=card.model["align_corners"],
+        output_stride=card.model["output_stride"],
+        batch=batch,
+    )
 
 
 def make_sliding_step(scorer: SlidingScorer, mesh: Mesh) -> Callable[[Variables, Batch], dict[str, Array]]:

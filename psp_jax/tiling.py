@@ -1,8 +1,8 @@
 """Labels images that are far larger than the network's window, at their own resolution, in bounded memory.
 
-Windows of the canvas's size overlap by a third or more and run in batches of one shape. Only the scores of the rows of
-windows at hand are kept, at the network's low resolution; each tile of the label map upsamples the windows that touch
-it and averages their probabilities, with weights that rise from a window's edge over the overlap.
+Windows of the training crop's size overlap by a third or more and run in batches of one shape. Only the scores of the
+rows of windows at hand are kept, at the network's low resolution; each tile of the label map upsamples the windows that
+touch it and averages their probabilities, with weights that rise from a window's edge over the overlap.
 """
 
 from collections.abc import Callable, Iterator

@@ -23,8 +23,8 @@ from psp_jax.data.source import Source
 from psp_jax.inference import TILE, Variables, join_halves, make_eval_step, make_forward
 from psp_jax.metrics import summarize
 from psp_jax.progress import Progress, track
-from psp_jax.protocols import Protocol, grouped, layout
-from psp_jax.sliding import SlidingScorer, make_sliding_step
+from psp_jax.protocols import Protocol, grouped
+from psp_jax.sliding import SlidingScorer, make_scorer, make_sliding_step
 from psp_jax.tally import Tally
 from psp_jax.visualize import overlay_with_legend, side_by_side
 from psp_jax.workdir import ModelCard, write_png
@@ -101,19 +101,11 @@ class Validation:
 
     def _sliding_ways(self, protocol: Protocol, forward: Callable[..., jax.Array]) -> list["_Way"]:
         """Return how to count the images of each group of `protocols.grouped`, and note the work of each image."""
-        card, sizes = self._card, self._source.sizes()
+        sizes = self._source.sizes()
         ways = []
         for fixed, members in grouped(protocol, sizes):
-            scorer = SlidingScorer(
-                forward=forward,
-                protocol=fixed,
-                shapes=layout(fixed, [sizes[i] for i in members]),
-                mean=card.mean,
-                num_classes=card.classes.num_classes,
-                align_corners=card.model["align_corners"],
-                output_stride=card.model["output_stride"],
-                batch=self._options.window_batch,
-            )
+            held = [sizes[i] for i in members]
+            scorer = make_scorer(self._card, forward, fixed, held, self._options.window_batch)
             self._work[members] = [int(scorer.plan(sizes[i])["count"]) for i in members]
             ways.append(_Way(self._compiled(make_sliding_step(scorer, self._mesh)), set(members), scorer))
         return ways
