@@ -8,8 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from psp_jax import api, parallel, protocols
-from psp_jax import config as configuration
+from psp_jax import api, checks, parallel, protocols
 from psp_jax.data.source import Source
 from psp_jax.report import write_report
 from psp_jax.validation import Validation
@@ -28,7 +27,7 @@ def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, A
       ValueError: the split has other classes than the run.
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
-    configuration.check_mesh(config, False, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
+    checks.check_mesh(config, False, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
     model = api.load(directory, config.eval.checkpoint, parallel.replicated(mesh))
     if source.classes.digest() != model.card.classes.digest():
         raise ValueError(
@@ -37,13 +36,13 @@ def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, A
         )
     card = model.card
     if config.eval.size:
-        card = dataclasses.replace(card, size=configuration.eval_size(config))
+        card = dataclasses.replace(card, size=checks.eval_size(config))
     own_size = (card.base_size,) if config.eval.protocol == "semseg" else ()
     protocol = protocols.choose(
         config.eval.protocol,
         config.eval.scales,
         config.eval.base_size or own_size,
-        configuration.eval_window(config),
+        checks.eval_window(config),
         config.eval.stride,
         card.window,
     )

@@ -20,8 +20,8 @@ import numpy as np
 
 from psp_jax import api
 from psp_jax.checkpoint import load_variables, save_variables
+from psp_jax.checks import check_size
 from psp_jax.command import run_command
-from psp_jax.config import check_size
 from psp_jax.deploy.fold import fold_batch_norm
 from psp_jax.deploy.program import TOLERANCE, in_float32, relative_difference, signature
 from psp_jax.workdir import versions, write_json

@@ -10,9 +10,9 @@ from typing import Any
 
 from psp_jax import api, classes
 from psp_jax.checkpoint import save_variables
+from psp_jax.checks import check_size
 from psp_jax.classes import ClassTable
 from psp_jax.command import run_command
-from psp_jax.config import check_size
 from psp_jax.models import variable_shapes
 from psp_jax.weights.architecture import Recognised, recognise
 from psp_jax.weights.fetch import fetch

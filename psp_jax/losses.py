@@ -23,7 +23,11 @@ class PixelLoss:
       ohem_min_kept: this many pixels an image, on average over the batch, count in any case: the least probable ones.
     """
 
+    cross_entropy: float = 1.0
+    dice: float = 0.0
+    lovasz: float = 0.0
     class_weights: tuple[float, ...] = ()
+    class_weighting: str = "none"
     label_smoothing: float = 0.0
     ohem_threshold: float = 0.0
     ohem_min_kept: int = 0

@@ -12,8 +12,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
+from psp_jax import checks, parallel
 from psp_jax import config as configuration
-from psp_jax import parallel
 from psp_jax.command import run_command
 from psp_jax.data.prepared import describe, ensure_prepared
 from psp_jax.data.source import Source, open_source
@@ -88,7 +88,7 @@ def _run(_: list[str]) -> None:
     check_model(config.model)
     check_init(config.init.source, config.init.path, config.init.sha256)
     AugmentSettings(**config.augment)  # checks itself
-    configuration.check_values(config)
+    checks.check_values(config)
     logging.set_verbosity(logging.ERROR)  # Orbax tells every step of every save otherwise, and warns without a reason
     parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     directory = Path(str(_WORKDIR.value))

@@ -3,19 +3,16 @@
 import contextlib
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from psp_jax import config as configuration
-from psp_jax import parallel
+from psp_jax import checks, parallel
 from psp_jax.checkpoint import Checkpoints
 from psp_jax.data.pipeline import train_batches
 from psp_jax.data.source import Source
@@ -24,12 +21,11 @@ from psp_jax.download import checksum
 from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model, variable_shapes
 from psp_jax.optimizer import poly_schedule, sgd
-from psp_jax.progress import Progress, Throughput
-from psp_jax.report import write_report
+from psp_jax.progress import Progress
+from psp_jax.recorder import Recorder
 from psp_jax.train_step import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Array,
     StepFunction,
     TrainState,
     create_state,
@@ -39,10 +35,6 @@ from psp_jax.validation import Validation
 from psp_jax.weights.fetch import fetch
 from psp_jax.weights.initial import RANDOM, initialise
 from psp_jax.workdir import CHECKPOINTS, ModelCard, check_owner, lock, versions, write_json
-
-
-class TrainingDiverged(FloatingPointError):
-    """Loss or gradient is no longer finite."""
 
 
 def train(
@@ -65,16 +57,16 @@ def train(
       TrainingDiverged: loss or gradient is not finite; the last checkpoint before that is kept.
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
-    configuration.check_mesh(config, True, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
+    checks.check_mesh(config, True, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
     PixelLoss(**config.loss).check(train_source.classes.num_classes)
-    steps = configuration.total_steps(config, len(train_source))
+    steps = checks.total_steps(config, len(train_source))
     card = ModelCard(
         model=config.model.to_dict(),
         classes=train_source.classes,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        size=configuration.eval_size(config),
-        window=configuration.crop_size(config),
+        size=checks.eval_size(config),
+        window=checks.crop_size(config),
         base_size=config.eval.base_size[0] if len(config.eval.base_size) == 1 else 512,
     )
     check_owner(directory, _plain(config), card.classes, len(train_source), override)
@@ -102,7 +94,7 @@ def train(
             Progress(directory, steps, start, primary=primary, tensorboard=config.log.tensorboard)
         )
         progress.say(_opening(config, mesh, directory, start, steps, len(train_source), state, origin))
-        recorder = _Recorder(progress, schedule, config.train.log_every_steps, steps, train_source, directory)
+        recorder = Recorder(progress, schedule, config.train.log_every_steps, steps, train_source, directory)
         validation = Validation(config, card, model, mesh, eval_source, directory, progress)
         return _loop(config, mesh, train_source, state, (start, steps), step_fn, recorder, validation, checkpoints)
 
@@ -158,7 +150,7 @@ def _loop(
     state: TrainState,
     span: tuple[int, int],
     step_fn: StepFunction,
-    recorder: "_Recorder",
+    recorder: Recorder,
     validation: Validation,
     checkpoints: Checkpoints,
 ) -> TrainState:
@@ -167,7 +159,7 @@ def _loop(
     start, steps = span
     batches = train_batches(
         source,
-        crop_size=configuration.crop_size(config),
+        crop_size=checks.crop_size(config),
         batch_size=config.train.batch_size,
         seed=config.seed,
         start_step=start,
@@ -199,61 +191,6 @@ def _loop(
                         recorder.validated(done, scores)
                 checkpoints.save(done, state, scores)
     return state
-
-
-class _Recorder:
-    """Reads each step's metrics when they are ready, logs their means per interval, stops on what is not finite."""
-
-    def __init__(
-        self,
-        progress: Progress,
-        schedule: Callable[[int], Array],
-        log_every_steps: int,
-        last: int,
-        source: Source,
-        directory: Path,
-    ) -> None:
-        self.throughput = Throughput()
-        self._progress, self._schedule, self._source, self._directory = progress, schedule, source, directory
-        self._every, self._last = log_every_steps, last
-        self._pending: tuple[int, dict[str, Array], np.ndarray] | None = None
-        self._interval: list[dict[str, float]] = []
-
-    def push(self, step: int, metrics: dict[str, Array], index: np.ndarray) -> None:
-        """Keep the metrics of `step` (counted from 1), made of the images `index`, until `settle`."""
-        self._pending = (step, metrics, index)
-
-    def settle(self) -> None:
-        """Read the metrics pushed last, if they were not read yet."""
-        if self._pending is None:
-            return
-        step, metrics, index = self._pending
-        self._pending = None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not np.isfinite(list(values.values())).all():
-            bad = ", ".join(f"{name}={value}" for name, value in values.items() if not np.isfinite(value))
-            images = ", ".join(self._source.ids(int(i)) for i in index)
-            raise TrainingDiverged(
-                f"Step {step} is not finite ({bad}) with the images {images}; lower optimizer.base_lr or look at these "
-                "images. The checkpoints before this step are kept."
-            )
-        self._interval.append(values)
-        self._progress.advance(step)
-        if step % self._every == 0 or step == self._last:
-            means = {name: float(np.mean([v[name] for v in self._interval])) for name in values}
-            rate = {"learning_rate": float(self._schedule(step - 1))}
-            self._progress.log(step, means | rate | self.throughput.take())
-            self._interval = []
-
-    def validated(self, step: int, scores: dict[str, float | None]) -> None:
-        """Log the scores of a validation, and write the report anew."""
-        self._progress.validated(step, scores)
-        if parallel.is_primary():
-            write_report(self._directory)
-
-    def show(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Log a picture of a validation."""
-        self._progress.image(step, f"validation/{name}", picture)
 
 
 def _record(config: ConfigDict, card: ModelCard, steps: int, images: int) -> dict[str, Any]:
@@ -294,7 +231,7 @@ def _opening(
     return (
         f"{model.head.upper()} head on ResNet-{model.depth}, output stride {model.output_stride}: "
         f"{parameters / 1e6:.1f} M parameters, {model.dtype}\n"
-        f"{steps} steps of {config.train.batch_size} crops {configuration.crop_size(config)} from {images} images "
+        f"{steps} steps of {config.train.batch_size} crops {checks.crop_size(config)} from {images} images "
         f"({steps * config.train.batch_size / images:.1f} epochs) on {mesh.size} x {jax.devices()[0].device_kind}\n"
         f"{_state_of(start, steps)} in {directory}{origin}"
     )

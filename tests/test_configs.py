@@ -5,7 +5,8 @@ import importlib.util
 import pytest
 from conftest import ROOT
 
-from psp_jax.config import check_fields, check_values, defaults
+from psp_jax.checks import check_values
+from psp_jax.config import check_fields, defaults
 from psp_jax.models import check_model
 
 FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py"))

@@ -17,7 +17,7 @@ from test_export import write_random_model
 from weight_files import Made, state_dict, write_caffemodel, write_legacy, write_zip
 
 import psp_jax
-from psp_jax.config import check_size
+from psp_jax.checks import check_size
 from psp_jax.export import export
 from psp_jax.import_weights import image_sizes, import_weights
 from psp_jax.weights import tables

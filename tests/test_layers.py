@@ -14,7 +14,7 @@ PACKAGE = ROOT / "psp_jax"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("main", "prepare", "predict", "export", "import_weights", "score", "compare"),  # commands
     ("train", "evaluate"),  # loops
-    ("api", "validation"),  # assembled pieces; these two are made of the next, which know the TrainState of the last
+    ("api", "validation", "recorder"),  # assembled pieces; made of the next, which know the TrainState of the last
     ("sliding", "tiling", "report", "results", "deploy"),
     ("inference", "checkpoint"),
     ("train_step",),
@@ -23,6 +23,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         *("models", "data", "weights", "losses", "optimizer", "metrics", "progress", "workdir"),
         *("protocols", "cityscapes", "tally"),
     ),
+    ("checks",),
     ("command", "config", "parallel", "classes", "visualize", "interpolation", "download"),  # leaves
 )
 ROW_OF = {entry: row for row, entries in enumerate(ROWS) for entry in entries}

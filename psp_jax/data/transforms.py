@@ -30,6 +30,9 @@ class AugmentSettings:
     rotate_probability: float = 0.5
     blur_probability: float = 0.5
     flip_probability: float = 0.5
+    base_size: tuple[int, ...] = ()
+    max_class_share: float = 1.0
+    photometric: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.scale_min <= self.scale_max:

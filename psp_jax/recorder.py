@@ -1,0 +1,73 @@
+"""What a training loop makes of each step's metrics: means in the log, and an end where they are not finite."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from psp_jax import parallel
+from psp_jax.data.source import Source
+from psp_jax.progress import Progress, Throughput
+from psp_jax.report import write_report
+
+Array = jax.Array
+
+
+class TrainingDiverged(FloatingPointError):
+    """Loss or gradient is no longer finite."""
+
+
+class Recorder:
+    """Reads each step's metrics when they are ready, logs their means per interval, stops on what is not finite."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        schedule: Callable[[int], Array],
+        log_every_steps: int,
+        last: int,
+        source: Source,
+        directory: Path,
+    ) -> None:
+        self.throughput = Throughput()
+        self._progress, self._schedule, self._source, self._directory = progress, schedule, source, directory
+        self._every, self._last = log_every_steps, last
+        self._pending: tuple[int, dict[str, Array], np.ndarray] | None = None
+        self._interval: list[dict[str, float]] = []
+
+    def push(self, step: int, metrics: dict[str, Array], index: np.ndarray) -> None:
+        """Keep the metrics of `step` (counted from 1), made of the images `index`, until `settle`."""
+        self._pending = (step, metrics, index)
+
+    def settle(self) -> None:
+        """Read the metrics pushed last, if they were not read yet."""
+        if self._pending is None:
+            return
+        step, metrics, index = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not np.isfinite(list(values.values())).all():
+            bad = ", ".join(f"{name}={value}" for name, value in values.items() if not np.isfinite(value))
+            images = ", ".join(self._source.ids(int(i)) for i in index)
+            raise TrainingDiverged(
+                f"Step {step} is not finite ({bad}) with the images {images}; lower optimizer.base_lr or look at these "
+                "images. The checkpoints before this step are kept."
+            )
+        self._interval.append(values)
+        self._progress.advance(step)
+        if step % self._every == 0 or step == self._last:
+            means = {name: float(np.mean([v[name] for v in self._interval])) for name in values}
+            rate = {"learning_rate": float(self._schedule(step - 1))}
+            self._progress.log(step, means | rate | self.throughput.take())
+            self._interval = []
+
+    def validated(self, step: int, scores: dict[str, float | None]) -> None:
+        """Log the scores of a validation, and write the report anew."""
+        self._progress.validated(step, scores)
+        if parallel.is_primary():
+            write_report(self._directory)
+
+    def show(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Log a picture of a validation."""
+        self._progress.image(step, f"validation/{name}", picture)
