@@ -21,7 +21,7 @@ import numpy as np
 IGNORE_LABEL = 255
 MAX_CLASSES = 254  # training ids are bytes: 255 is void, and 254 marks values that the table does not know
 UNKNOWN = 254
-NAMES = ("ade20k", "camvid", "cityscapes", "context_scenes", "voc2012")
+NAMES = ("ade20k", "camvid", "cityscapes", "context_scenes", "pascal_context", "voc2012")
 
 
 @dataclass(frozen=True, eq=False)

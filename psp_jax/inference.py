@@ -16,7 +16,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from psp_jax.data.transforms import PIXEL_FILL, fit_image
+from psp_jax.data.fitting import fit_image
+from psp_jax.data.transforms import PIXEL_FILL
 from psp_jax.interpolation import resize_weights, weights_at
 from psp_jax.metrics import confusion_matrix
 from psp_jax.train_step import normalize

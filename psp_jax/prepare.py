@@ -1,6 +1,7 @@
 """Command: prepare a data set for training.
 
     python -m psp_jax.prepare --dataset ade20k --data_dir D [--archive ADEChallengeData2016.zip]
+    python -m psp_jax.prepare --dataset voc2012|cityscapes|pascal_context --data_dir D [--archive FOLDER]
     python -m psp_jax.prepare --dataset image_folder --source FOLDER --data_dir D [--classes camvid]
     python -m psp_jax.prepare --dataset context_scenes --data_dir D
 
@@ -35,7 +36,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m psp_jax.prepare", description="Prepare a data set for training.")
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(BUILDERS)}")
     parser.add_argument("--data_dir", required=True, help="folder of prepared data sets, where records are written")
-    parser.add_argument("--archive", help="ade20k: ADEChallengeData2016.zip or its unpacked folder (default: download)")
+    parser.add_argument(
+        "--archive",
+        help="ade20k: ADEChallengeData2016.zip or its unpacked folder; voc2012, cityscapes, pascal_context: the folder "
+        "of the official archives, or unpacked from them (default: DATA_DIR/downloads, fetched without a login)",
+    )
     parser.add_argument("--source", help="image_folder: folder with images/SPLIT, annotations/SPLIT, classes.json")
     parser.add_argument("--classes", help="image_folder: name of a class table or path of a classes.json")
     return parser

@@ -10,7 +10,10 @@ from psp_jax import classes
 from psp_jax.classes import ClassTable
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-NUM_CLASSES = {"ade20k": 150, "camvid": 11, "cityscapes": 19, "context_scenes": 15, "voc2012": 21}
+NUM_CLASSES = {
+    **{"ade20k": 150, "camvid": 11, "cityscapes": 19, "context_scenes": 15, "pascal_context": 59},
+    "voc2012": 21,
+}
 
 
 def row(*values: int) -> np.ndarray:
@@ -23,6 +26,7 @@ def row(*values: int) -> np.ndarray:
         ("ade20k", (0, 1, 2, 150), (255, 0, 1, 149)),
         ("camvid", (0, 10, 11), (0, 10, 255)),
         ("cityscapes", (0, 7, 8, 9, 26, 30, 31, 33, 255), (255, 0, 1, 255, 13, 255, 16, 18, 255)),
+        ("pascal_context", (0, 1, 59), (255, 0, 58)),
         ("voc2012", (0, 20, 255), (0, 20, 255)),
         ("context_scenes", (0, 14, 255), (0, 14, 255)),
     ],

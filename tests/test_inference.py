@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psp_jax.data.transforms import fit_image, fitted_size
+from psp_jax.data.fitting import fit_image, fitted_size
 from psp_jax.inference import count_parts, join_halves, make_eval_step, make_labeler
 from psp_jax.interpolation import resize
 

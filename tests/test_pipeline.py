@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from psp_jax.data import pipeline
+from psp_jax.data import pipeline, transforms
 from psp_jax.data.transforms import LABEL_FILL, PIXEL_FILL
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +86,15 @@ def reference():
 def test_global_batches_do_not_depend_on_hosts_or_workers(reference, hosts, workers):
     shards = [train(shard_index=host, shard_count=hosts, num_workers=workers) for host in range(hosts)]
     assert_equal_batches(concatenated(shards), reference)
+
+
+def test_batches_of_every_augmentation_depend_on_seed_and_step_alone():
+    """Crops that are drawn anew take numbers from the example's own generator, so no other example notices."""
+    settings = transforms.AugmentSettings(base_size=(90, 60), max_class_share=0.2, photometric=True)
+    expected = train(augment=settings)
+    shards = [train(augment=settings, shard_index=host, shard_count=2, num_workers=2) for host in range(2)]
+    assert_equal_batches(concatenated(shards), expected)
+    assert_equal_batches(train(augment=settings, start_step=4, num_steps=2), expected[4:])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

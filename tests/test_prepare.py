@@ -14,6 +14,7 @@ from file_server import Server, running_server
 
 from psp_jax import prepare
 from psp_jax.data import prepared
+from psp_jax.data.builders import voc2012
 from psp_jax.data.prepared import describe, ensure_prepared
 from psp_jax.data.source import open_source
 
@@ -166,9 +167,19 @@ def test_of_two_processes_one_prepares(tmp_path: Path, photos: Path) -> None:
         (["--dataset", "image_folder", "--source", "nowhere"], "There is no folder nowhere"),
         (
             ["--dataset", "image_folder", "--source", "nowhere", "--archive", "x"],
-            "archive is only for the data set ade20k",
+            "image_folder takes no archive, only ade20k, cityscapes, pascal_context, voc2012 do",
         ),
         (["--dataset", "ade20k", "--archive", "nowhere.zip"], r"There is no archive nowhere\.zip"),
+        (
+            ["--dataset", "voc2012", "--archive", "nowhere"],
+            r"/nowhere is not a folder; for voc2012 name the folder that holds VOCtrainval_11-May-2012\.tar and bench",
+        ),
+        (["--dataset", "cityscapes", "--archive", __file__], r"test_prepare\.py is not a folder; for cityscapes name"),
+        (
+            ["--dataset", "cityscapes"],
+            r"data/downloads holds neither leftImg8bit_trainvaltest\.zip nor the folder leftImg8bit unpacked from it; "
+            r"fetch it from https://www\.cityscapes-dataset\.com/downloads/ \(with a login\) and put it there",
+        ),
         (
             ["--dataset", "ade20k", "--classes", "camvid"],
             "has its own classes; leave the class table camvid out",
@@ -202,6 +213,27 @@ def test_ade20k_is_downloaded_once(
     assert "train 3" in describe(directory)
     assert (tmp_path / "data/downloads/a.zip").is_file()
     ensure_prepared("ade20k", tmp_path / "data")
+    assert server.requests == [None]
+
+
+def test_voc_archives_are_downloaded_where_they_are_missing(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SBD's alone is fetched, since VOC's is there; and neither where SegmentationClassAug is."""
+    sbd = data_sets.write_tar(tmp_path / "a.tgz", data_sets.sbd_members())
+    server.content = sbd.read_bytes()
+    part = voc2012.SBD._replace(url=server.url, md5=hashlib.md5(server.content).hexdigest())
+    monkeypatch.setattr(voc2012.Voc2012, "parts", (voc2012.VOC, part))
+    for name in ("one", "two"):
+        (tmp_path / name / "downloads").mkdir(parents=True)
+        data_sets.write_tar(tmp_path / name / "downloads" / voc2012.VOC.archive, data_sets.voc_members())
+    said: list[str] = []
+    assert "train_aug 5" in describe(ensure_prepared("voc2012", tmp_path / "one", say=said.append))
+    target = tmp_path / "one/downloads/benchmark.tgz"
+    assert said[0] == f"Fetching {server.url} to {target} (about 1.4 GB)." and target.is_file()
+    label = {f"SegmentationClassAug/{data_sets.VOC_IDS[5]}.png": data_sets.encode(data_sets.sbd_label(5))}
+    data_sets.unpack(tmp_path / "two/downloads", label)
+    assert "train_aug 4" in describe(ensure_prepared("voc2012", tmp_path / "two", say=said.append))
     assert server.requests == [None]
 
 

@@ -1,4 +1,4 @@
-"""Checks the one-warp augmentation against semseg's step-by-step chain, and the law of what is drawn."""
+"""Checks the one-warp augmentation against step-by-step chains, and the law of what is drawn."""
 
 import cv2
 import numpy as np
@@ -11,9 +11,10 @@ from psp_jax.data.transforms import (
     Augmentation,
     AugmentSettings,
     apply,
+    augment,
     draw,
-    fit,
-    fitted_size,
+    limited_size,
+    redraw_crop,
     scaled_size,
 )
 
@@ -171,45 +172,113 @@ def test_scaled_size_rounds_half_to_even():
     assert cv2.resize(image, None, fx=0.5, fy=0.5).shape == (2, 4)
 
 
-def test_settings_are_checked():
-    with pytest.raises(ValueError, match="scale_min"):
-        AugmentSettings(scale_min=2, scale_max=1)
-    with pytest.raises(ValueError, match="flip_probability"):
-        AugmentSettings(flip_probability=1.5)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scale_min": 2, "scale_max": 1}, "scale_min"),
+        ({"flip_probability": 1.5}, "flip_probability"),
+        ({"base_size": (2048, 1024, 512)}, r"base_size=\(2048, 1024, 512\) must be \(long side,\) or"),
+        ({"base_size": (0,)}, "base_size"),
+        ({"max_class_share": 0.0}, "max_class_share=0.0 must be above 0"),
+        ({"max_class_share": 75}, "max_class_share"),
+    ],
+)
+def test_settings_are_checked(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        AugmentSettings(**wrong)
+
+
+def test_what_is_off_draws_nothing():
+    """The numbers that a generator gives do not change, so neither does a run of semseg's recipe."""
+    drawn = draw(np.random.default_rng(0), SIZE, (71, 83), DEFAULT_SETTINGS)
+    assert drawn == Augmentation(1.4554425309821815, -9.180529521276107, True, False, 45, 99)
 
 
 @pytest.mark.parametrize(
-    ("size", "canvas", "expected"),
+    ("size", "base_size", "scale", "expected"),
     [
-        ((512, 683), (512, 512), (384, 512)),
-        ((683, 512), (512, 512), (512, 384)),
-        ((40, 30), (512, 512), (512, 384)),  # small images are enlarged
-        ((5, 1000), (100, 100), (1, 100)),
-        ((1, 1000), (100, 100), (1, 100)),  # never 0
-        ((360, 480), (361, 481), (361, 481)),
-        ((1024, 2048), (512, 1536), (512, 1024)),
-        ((333, 500), (512, 512), (341, 512)),
+        ((512, 683), (2048, 512), 1.0, (512, 683)),
+        ((512, 683), (2048, 512), 0.5, (256, 342)),  # 341.5, halves up
+        ((300, 400), (2048, 512), 1.5, (768, 1024)),
+        ((100, 800), (2048, 512), 1.0, (256, 2048)),  # the long limit holds
+        ((800, 100), (512, 2048), 1.0, (2048, 256)),  # either way round
+        ((375, 500), (520, 520), 1.0, (390, 520)),
+        ((375, 500), (520,), 1.0, (390, 520)),
+        ((500, 333), (520,), 0.7, (364, 242)),  # 242.424
+        ((500, 333), (521,), 0.7, (364, 242)),  # 364.7 is cut
+        ((1, 900), (100,), 0.5, (1, 50)),  # never 0
     ],
 )
-def test_fitted_size(size, canvas, expected):
-    assert fitted_size(size, canvas) == expected
+def test_limited_size(size, base_size, scale, expected):
+    assert limited_size(size, base_size, scale) == expected
 
 
-def test_fit_places_content_and_pads():
-    image, label = scene(8)
-    example = fit(image, label, (64, 80), (112, 144))
-    height, width = example["valid"]
-    assert (height, width) == (59, 80)
-    np.testing.assert_array_equal(example["image"][:height, :width], cv2.resize(image, (80, 59)))
-    assert (example["image"][height:] == PIXEL_FILL).all()
-    np.testing.assert_array_equal(example["label"][: SIZE[0], : SIZE[1]], label)
-    assert (example["label"][SIZE[0] :] == LABEL_FILL).all()
-    assert (example["label"][:, SIZE[1] :] == LABEL_FILL).all()
-    assert example["label"].shape == (112, 144)
-    assert tuple(example["size"]) == SIZE
+@pytest.mark.parametrize("base_size", [(150,), (400, 110)])
+def test_a_base_size_equals_cv2_resize_to_that_size(base_size):
+    settings = AugmentSettings(rotate_probability=0, blur_probability=0, flip_probability=0, base_size=base_size)
+    rng = np.random.default_rng(1)
+    for seed in range(30):
+        image, label = scene(seed)
+        drawn = draw(rng, SIZE, (61, 73), settings)
+        height, width = limited_size(SIZE, base_size, drawn.scale)
+        resized = cv2.resize(image.astype(np.float32), (width, height))
+        nearest = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
+        crop_image, crop_label = apply(image, label, drawn, (61, 73))
+        window = np.s_[max(drawn.top, 0) : drawn.top + 61, max(drawn.left, 0) : drawn.left + 73]
+        inside = np.s_[max(-drawn.top, 0) : height - drawn.top, max(-drawn.left, 0) : width - drawn.left]
+        assert np.abs(crop_image[inside] - resized[window]).max() <= 2
+        np.testing.assert_array_equal(crop_label[inside], nearest[window])
+        assert (crop_label == LABEL_FILL).sum() == crop_label.size - nearest[window].size
 
 
-def test_fit_refuses_a_label_larger_than_announced():
-    image, label = scene(9)
-    with pytest.raises(ValueError, match="96x131"):
-        fit(image, label, (64, 64), (80, 144))
+def test_crops_are_drawn_anew_until_no_class_has_the_share():
+    """Class 1 is a stripe of 20 columns on the right: a crop of 40 has at most half of it, and often nothing."""
+    label = np.zeros((40, 200), np.uint8)
+    label[:, 180:] = 1
+    settings = AugmentSettings(1, 1, 0, 0, 0, 0)
+    rng = np.random.default_rng(0)
+    accepted = exhausted = 0
+    for _ in range(200):
+        first = draw(rng, label.shape, (40, 40), settings)
+        drawn = redraw_crop(rng, label, first, (40, 40), 0.75)
+        shares = [(label[:, d.left : d.left + 40] == 0).mean() for d in (first, drawn)]
+        if shares[0] < 0.75:
+            assert drawn == first  # what is good stays
+        accepted += shares[1] < 0.75
+        exhausted += shares[1] >= 0.75
+    # Good corners are 151 to 160 of 0 to 160: one try fails with 151/161, eleven with 0.49.
+    assert exhausted / 200 == pytest.approx(0.49, abs=0.11)
+    assert accepted + exhausted == 200
+
+
+@pytest.mark.parametrize(("second", "moved"), [(0, True), (LABEL_FILL, True), (1, False)])
+def test_a_crop_of_one_class_is_drawn_anew(second, moved):
+    """The left half is class 0, the right half another value: void does not count as a class."""
+    label = np.zeros((8, 64), np.uint8)
+    label[:, 32:] = second
+    first = Augmentation(1.0, 0.0, False, False, 0, 24)
+    drawn = redraw_crop(np.random.default_rng(3), label, first, (8, 16), 0.75)
+    assert (drawn != first) == moved
+
+
+def test_void_does_not_count_for_the_share():
+    label = np.full((8, 16), LABEL_FILL, np.uint8)
+    label[0, :2], label[1, :2] = 0, 1
+    first = Augmentation(1.0, 0.0, False, False, 0, 0)
+    assert redraw_crop(np.random.default_rng(0), label, first, (8, 12), 0.75) == first
+    assert redraw_crop(np.random.default_rng(0), label, first, (8, 12), 0.5) != first  # each has exactly half
+
+
+def test_colours_change_within_the_padding_only():
+    image, label = scene(3)
+    settings = {"scale_max": 0.6, "blur_probability": 0, "rotate_probability": 0}
+    changed = 0
+    for seed in range(8):
+        plain = augment(np.random.default_rng(seed), image, label, SIZE, AugmentSettings(**settings))
+        vivid = augment(np.random.default_rng(seed), image, label, SIZE, AugmentSettings(**settings, photometric=True))
+        np.testing.assert_array_equal(vivid[1], plain[1])
+        padding = plain[1] == LABEL_FILL
+        assert padding.any()
+        assert (vivid[0][padding] == PIXEL_FILL).all()
+        changed += (vivid[0] != plain[0]).any()
+    assert changed >= 6

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from psp_jax.data import transforms
+from psp_jax.data import fitting, transforms
 from psp_jax.data.transforms import DEFAULT_SETTINGS, AugmentSettings, Size
 from psp_jax.data.workers import Batch, WorkerPool
 
@@ -89,7 +89,7 @@ def eval_batches(
 
     batch_size is global. Every host gets the same number of batches; padding examples have index -1, label 255
     everywhere, size (1, 1) and plain colour. Batches: image u8[n, Hc, Wc, 3], valid i32[n, 2], label u8[n, Hm, Wm],
-    size i32[n, 2], index i64[n], as transforms.fit makes them; Hm, Wm is the source's max_size rounded up to
+    size i32[n, 2], index i64[n], as fitting.fit makes them; Hm, Wm is the source's max_size rounded up to
     multiples of label_tile. Without a canvas images keep their size: image u8[n, Hm, Wm, 3], no `valid`. Errors as in
     train_batches.
     """
@@ -152,9 +152,7 @@ class _TrainExample:
     def __call__(self, index: int, rng: np.random.Generator) -> Example:
         with _naming_record(self.source, index):
             record = self.source[index]
-            label = record["label"]
-            drawn = transforms.draw(rng, (label.shape[0], label.shape[1]), self.crop_size, self.settings)
-            image, label = transforms.apply(record["image"], label, drawn, self.crop_size)
+            image, label = transforms.augment(rng, record["image"], record["label"], self.crop_size, self.settings)
         return {"image": image, "label": label, "index": np.array(index, np.int64)}
 
 
@@ -176,7 +174,7 @@ class _EvalExamples:
             return self._fit(record["image"], record["label"], index)
 
     def _fit(self, image: np.ndarray, label: np.ndarray, index: int) -> Example:
-        example = transforms.fit(image, label, self.canvas, self.label_size)
+        example = fitting.fit(image, label, self.canvas, self.label_size)
         return {**example, "index": np.array(index, np.int64)}
 
 

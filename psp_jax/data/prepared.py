@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from psp_jax import download
 from psp_jax.data import builders
 from psp_jax.data.builders.ade20k import Ade20k, Archive
+from psp_jax.data.builders.files import Part, locate
 from psp_jax.data.builders.image_folder import ImageFolder, open_folder
 from psp_jax.data.source import read_info
 
@@ -38,15 +39,18 @@ def ensure_prepared(
 
     Args:
       name, data_dir, prepared_dir, classes: see `builders.locate`.
-      archive: for ade20k, ADEChallengeData2016.zip or the folder unpacked from it; it is downloaded if None.
+      archive: for ade20k, ADEChallengeData2016.zip or the folder unpacked from it; for voc2012, cityscapes and
+        pascal_context the folder that holds the official archives, or what was unpacked from them. If None the folder
+        of prepared data sets has it in downloads/; what is not there is downloaded where that takes no login.
       say: receives sentences on what happens.
 
     Raises:
       FileNotFoundError, ValueError: naming the file and the remedy: missing or unsuitable input, a bad pair,
         records prepared in part, or no place to write.
     """
-    if archive and name != "ade20k":
-        raise ValueError(f"An archive is only for the data set ade20k, not for {name}.")
+    takes = [key for key, builder in builders.BUILDERS.items() if builder.parts or builder is Ade20k]
+    if archive and name not in takes:
+        raise ValueError(f"The data set {name} takes no archive, only {', '.join(takes)} do.")
     directory = builders.locate(name, data_dir, prepared_dir=prepared_dir, classes=classes)
     if not directory.exists():
         with _lock(directory.parent):
@@ -87,6 +91,8 @@ def _prepare(
         outdated = [str(path) for path in root.parent.glob(f"{folder.short_name()}-*") if path != root]
         if outdated:
             say(f"Records of another state of {data_dir}, or of a folder of that name, are in {', '.join(outdated)}.")
+    elif parts := builders.BUILDERS[name].parts:
+        builder = builders.BUILDERS[name](folder=_archives(name, parts, root, archive, say), data_dir=root)
     else:
         builder = builders.BUILDERS[name](data_dir=root)
     say(f"Preparing {name} in {directory}.")
@@ -109,6 +115,26 @@ def _ade20k_archive(root: Path, archive: str | Path | None, say: Callable[[str],
         command = f"python -m psp_jax.prepare --dataset ade20k --data_dir {root} --archive PATH"
         download.fetch(ADE20K_URL, target, "sha1", ADE20K_SHA1, f"put it at {target}, or run `{command}`")
     return target
+
+
+def _archives(
+    name: str, parts: tuple[Part, ...], root: Path, archive: str | Path | None, say: Callable[[str], None]
+) -> Path:
+    """Return the folder of the official archives: the one named, or else `root`/downloads, what it lacks fetched."""
+    if archive:
+        folder = Path(archive).expanduser().absolute()
+        if not folder.is_dir():
+            wanted = " and ".join(part.archive for part in parts)
+            raise FileNotFoundError(f"{folder} is not a folder; for {name} name the folder that holds {wanted}.")
+        return folder
+    folder = (root / "downloads").absolute()
+    for part in parts:
+        if part.size and not locate(folder, part) and not (part.instead and any(folder.glob(part.instead))):
+            target = folder / part.archive
+            say(f"Fetching {part.url} to {target} (about {part.size}).")
+            command = f"python -m psp_jax.prepare --dataset {name} --data_dir {root} --archive FOLDER"
+            download.fetch(part.url, target, "md5", part.md5, f"put it at {target}, or run `{command}`")
+    return folder
 
 
 @contextlib.contextmanager

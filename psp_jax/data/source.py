@@ -1,5 +1,6 @@
-"""Random access to the prepared records of one split. Imports no jax: worker processes of the pipeline unpickle it."""
+"""Random access to the prepared records of a split. Imports no jax: worker processes of the pipeline unpickle it."""
 
+import itertools
 import json
 import struct
 from pathlib import Path
@@ -15,31 +16,39 @@ METADATA_FILE = "metadata.json"
 
 
 class Source:
-    """The examples of one split, decoded when asked for.
+    """The examples of one split, or of several one after the other ("train+train_extra"), decoded when asked for.
 
     `source[i]` is {"image": u8[H, W, 3] RGB, "label": u8[H, W] training ids with 255 for void, "id": str}.
+    Of several splits an id begins with the name of its own, "train_extra.NAME", since two may have the same ids.
 
     Attributes:
-      split: its name.
+      split: its name, or the names.
       classes: the class table of the data set.
       max_size: (largest height, largest width) of a label in the split, in pixels.
     """
 
     def __init__(self, directory: Path, split: str) -> None:
-        """Open a split of the records in `directory`.
+        """Open a split, or several joined by +, of the records in `directory`.
 
         Raises:
-          FileNotFoundError, ValueError: see `read_info`; or there is no such split.
+          FileNotFoundError, ValueError: see `read_info`; or there is no such split, or it is named twice.
         """
         directory = Path(directory).absolute()  # worker processes may start in another folder
         info, metadata = read_info(directory)
-        if split not in info.splits:
-            raise ValueError(f"{directory} has no split {split!r}; its splits are {', '.join(info.splits)}.")
+        names = split.split("+")
+        for name in names:
+            if name not in info.splits:
+                raise ValueError(_no_split(directory, name, list(info.splits), metadata.get("absent", {})))
+            if names.count(name) > 1:
+                raise ValueError(f"The split {name} stands twice in {split}; name each once.")
         self.directory = directory
         self.split = split
         self.classes = ClassTable.from_dict(metadata["classes"])
-        height, width = metadata["max_size"][split]
+        height, width = (max(lengths) for lengths in zip(*(metadata["max_size"][name] for name in names), strict=True))
         self.max_size: tuple[int, int] = (height, width)
+        # Where each split ends, and what its ids begin with.
+        ends = itertools.accumulate(info.splits[name].num_examples for name in names)
+        self._prefixes = [(end, f"{name}." if len(names) > 1 else "") for end, name in zip(ends, names, strict=True)]
         skip = tfds.decode.SkipDecoding()
         builder = tfds.builder_from_directory(directory)
         self._records = builder.as_data_source(split, decoders={"image": skip, "annotation": skip})
@@ -49,7 +58,7 @@ class Source:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self._record(index)
-        name = record["id"].decode()
+        name = self._id(index, record)
         where = f"{self.directory}, {self.split} example {index} ({name})"
         image = decode.decode_image(record["image"], f"The image of {where}")
         annotation = decode.decode_annotation(record["annotation"], f"The annotation of {where}")
@@ -57,12 +66,15 @@ class Source:
 
     def ids(self, index: int) -> str:
         """Return the id of an example without decoding its pixels."""
-        return str(self._record(index)["id"].decode())
+        return self._id(index, self._record(index))
 
     def sizes(self) -> list[tuple[int, int]]:
         """Return (height, width) of every label, read from the files' headers."""
         headers = (self._record(index)["annotation"][16:24] for index in range(len(self)))
         return [(height, width) for width, height in (struct.unpack(">II", header) for header in headers)]
+
+    def _id(self, index: int, record: dict[str, bytes]) -> str:
+        return next(prefix for end, prefix in self._prefixes if index < end) + record["id"].decode()
 
     def _record(self, index: int) -> dict[str, bytes]:
         if not 0 <= index < len(self):
@@ -83,7 +95,7 @@ def open_source(
     prepared_dir: str | Path = "data",
     classes: str | Path | None = None,
 ) -> Source:
-    """Open one split of a prepared data set; the arguments are those of `builders.locate`.
+    """Open a split of a prepared data set, or several joined by +; the other arguments are those of `builders.locate`.
 
     Raises:
       FileNotFoundError, ValueError: not prepared, prepared in part, no such split; see also `builders.locate`.
@@ -126,6 +138,15 @@ def _shard_problem(shard: Path, length: int) -> str:
     except Exception as error:  # array_record raises its own kinds for a damaged file
         return f"is damaged or truncated ({error})"
     return "" if found == length else f"has {found} records, not {length}"
+
+
+def _no_split(directory: Path, name: str, known: list[str], absent: dict[str, str]) -> str:
+    if name in absent:
+        return (
+            f"{directory} has no split {name!r}, it was prepared without {absent[name]}; put that beside the other "
+            f"archives, then {_remedy(directory)}"
+        )
+    return f"{directory} has no split {name!r}; its splits are {', '.join(known)}, and + joins several."
 
 
 def _remedy(directory: Path) -> str:

@@ -5,15 +5,21 @@ from pathlib import Path
 from psp_jax import classes as class_tables
 from psp_jax.data.builders.ade20k import Ade20k
 from psp_jax.data.builders.base import Pair, PairBuilder
+from psp_jax.data.builders.cityscapes import Cityscapes
 from psp_jax.data.builders.context_scenes import ContextScenes
 from psp_jax.data.builders.image_folder import ImageFolder, open_folder
+from psp_jax.data.builders.pascal_context import PascalContext
+from psp_jax.data.builders.voc2012 import Voc2012
 
 __all__ = ["BUILDERS", "Pair", "PairBuilder", "locate"]
 
 BUILDERS: dict[str, type[PairBuilder]] = {
     "ade20k": Ade20k,
+    "cityscapes": Cityscapes,
     "context_scenes": ContextScenes,
     "image_folder": ImageFolder,
+    "pascal_context": PascalContext,
+    "voc2012": Voc2012,
 }
 
 

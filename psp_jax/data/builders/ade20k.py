@@ -5,14 +5,13 @@ Read straight from the zip file, or from the folder that it was unpacked to. Ann
 
 import re
 import tarfile
-import zipfile
-import zlib
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
 from psp_jax import classes as class_tables
-from psp_jax.data.builders.base import Pair, PairBuilder
+from psp_jax.data.builders.base import Pair, PairBuilder, shortfall
+from psp_jax.data.builders.files import Files
 
 FULL_COUNTS = {"train": 20_210, "validation": 2_000}
 KINDS = ("images", "annotations")
@@ -36,14 +35,12 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._zip: zipfile.ZipFile | None = None
         if not path.exists():
             raise FileNotFoundError(f"There is no archive {path}; give the path of ADEChallengeData2016.zip.")
-        if path.is_dir():
-            members = [file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if file.is_file()]
-        else:
-            self._zip = _open_zip(path)
-            members = self._zip.namelist()
+        if path.is_file() and tarfile.is_tarfile(path):
+            _refuse_tar(path)
+        self._files = Files(path)
+        members = list(self._files.names)
         self._members: dict[tuple[str, str, str], str] = {}
         for member in members:
             match = MEMBER.search(member)
@@ -57,17 +54,7 @@ class Archive:
     def read(self, kind: str, split: str, name: str) -> tuple[bytes, str]:
         """Return the bytes of one file and its full name; a zip member's checksum is verified."""
         member = self._members[kind, split, name]
-        where = f"{self.path}/{member}"
-        if self._zip is None:
-            return (self.path / member).read_bytes(), where
-        try:
-            return self._zip.read(member), where
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-            raise ValueError(f"{where} is damaged ({error}); fetch the archive again.") from None
-
-    def is_full(self) -> bool:
-        """Tell whether the archive has the official number of images."""
-        return {split: len(names) for split, names in self.names.items()} == FULL_COUNTS
+        return self._files.read(member), self._files.where(member)
 
     def _refuse_other_flavours(self, members: list[str]) -> None:
         for what, pattern in OTHER_FLAVOURS.items():
@@ -111,11 +98,7 @@ class Ade20k(PairBuilder):
 
     def __init__(self, *, archive: Archive, data_dir: Path) -> None:
         self.archive = archive
-        if not archive.is_full():
-            counts = " and ".join(
-                f"{len(names):,} of {FULL_COUNTS[split]:,} {split}" for split, names in archive.names.items()
-            )
-            self.note = f"Not the full ADE20K: {counts} images."
+        self.note = shortfall("ADE20K", archive.names, FULL_COUNTS)
         super().__init__(data_dir=data_dir)
 
     def splits(self) -> dict[str, int]:
@@ -130,19 +113,9 @@ class Ade20k(PairBuilder):
         return Pair(name, image, annotation, image_name, annotation_name)
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    if zipfile.is_zipfile(path):
-        try:
-            return zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ValueError(f"{path} is a damaged zip file ({error}); fetch the archive again.") from None
-    if tarfile.is_tarfile(path):
-        with tarfile.open(path) as tar:
-            first = tar.next()
-        seen = first.name if first else ""
-        what = next((what for what, pattern in OTHER_FLAVOURS.items() if pattern.search(seen)), "a tar archive")
-        raise ValueError(f"{path} is {what}; this needs ADEChallengeData2016.zip (or the folder unpacked from it).")
-    raise ValueError(
-        f"{path} ({path.stat().st_size:,} bytes) is truncated or not a zip file: the table of contents at its end is "
-        "missing; fetch ADEChallengeData2016.zip again."
-    )
+def _refuse_tar(path: Path) -> None:
+    with tarfile.open(path) as tar:
+        first = tar.next()
+    seen = first.name if first else ""
+    what = next((what for what, pattern in OTHER_FLAVOURS.items() if pattern.search(seen)), "a tar archive")
+    raise ValueError(f"{path} is {what}; this needs ADEChallengeData2016.zip (or the folder unpacked from it).")

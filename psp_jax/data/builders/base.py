@@ -6,16 +6,19 @@ Everything else (features, checks in parallel, progress, sizes, class table in t
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import cv2
+import numpy as np
 import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from psp_jax.classes import ClassTable
 from psp_jax.data import decode
+from psp_jax.data.builders.files import Part
 
 
 class Pair(NamedTuple):
@@ -32,12 +35,15 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder):
     """Writes pairs of image and annotation as ArrayRecord, in the order of their index, each checked once.
 
     Subclasses set `VERSION` and `classes`, and implement `splits()` and `pair()`. The metadata of the records is
-    {"classes": ClassTable.as_dict(), "max_size": {split: [largest height, largest width]}, "note": a sentence or ""}.
+    {"classes": ClassTable.as_dict(), "max_size": {split: [largest height, largest width]}, "note": a sentence or "",
+    "absent": {split: what it needs}}.
     """
 
     code_path = None  # where TFDS would look for lists of downloads, with a package that it does not declare
     classes: ClassTable
     note = ""  # a sentence for whoever reads the data set's summary
+    absent: Mapping[str, str] = {}  # splits that the data set has, but not these records, and the files they need
+    parts: tuple[Part, ...] = ()  # the official archives that a data set made of several is read from
     homepage = ""
     citation = ""
 
@@ -63,7 +69,9 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder):
             features=features,
             homepage=self.homepage or None,
             citation=self.citation or None,
-            metadata=tfds.core.MetadataDict(classes=self.classes.as_dict(), max_size={}, note=self.note),
+            metadata=tfds.core.MetadataDict(
+                classes=self.classes.as_dict(), max_size={}, note=self.note, absent=dict(self.absent)
+            ),
             disable_shuffling=True,  # records keep the order of the files; the training pipeline shuffles
         )
 
@@ -124,3 +132,14 @@ def check_pair(pair: Pair, classes: ClassTable) -> tuple[int, int]:
         )
     classes.to_train(label, pair.annotation_name)
     return label.shape[0], label.shape[1]
+
+
+def shortfall(title: str, found: Mapping[str, Sized], full: Mapping[str, int]) -> str:
+    """Return a sentence on the splits whose numbers of images are not the official ones, or ""."""
+    wrong = [f"{len(found[split]):,} of {full[split]:,} {split}" for split in found if len(found[split]) != full[split]]
+    return f"Not the full {title}: {' and '.join(wrong)} images." if wrong else ""
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Encode u8[H, W] or u8[H, W, 3] BGR, fast rather than small."""
+    return bytes(cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])

@@ -1,12 +1,10 @@
 """context_scenes: generated pictures whose classes only the whole picture decides (see `psp_jax.data.scenes`)."""
 
-import cv2
-import numpy as np
 import tensorflow_datasets as tfds
 
 from psp_jax import classes as class_tables
 from psp_jax.data import scenes
-from psp_jax.data.builders.base import Pair, PairBuilder
+from psp_jax.data.builders.base import Pair, PairBuilder, encode_png
 
 SEED = 0
 COUNTS = {"train": 1998, "validation": 198}  # multiples of six: each class pair of each failure case equally often
@@ -28,9 +26,4 @@ class ContextScenes(PairBuilder):
         image, label = scenes.scene(SEED, index, split=split)
         name = f"{split}_{index:05d}"
         where = f"{self.name}/{name}"
-        return Pair(name, _png(image[..., ::-1]), _png(label), f"{where} image", f"{where} annotation")
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """Encode u8[H, W] or u8[H, W, 3] BGR, fast rather than small."""
-    return bytes(cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])
+        return Pair(name, encode_png(image[..., ::-1]), encode_png(label), f"{where} image", f"{where} annotation")
