@@ -15,12 +15,12 @@ def defaults() -> ConfigDict:
     config.seed = 0
     config.data = ConfigDict(
         {
-            "name": "ade20k",  # ade20k, image_folder or context_scenes
+            "name": "ade20k",  # ade20k, cityscapes, context_scenes, image_folder, pascal_context or voc2012
             "dir": "data",  # folder of images and masks for image_folder, else where the prepared records are
             "prepared_dir": "data",  # where image_folder's records go
             "classes": "",  # image_folder: a known class table or a classes.json; "" is <dir>/classes.json
-            "archive": "",  # ade20k: ADEChallengeData2016.zip; "" downloads it
-            "train_split": "train",
+            "archive": "",  # ade20k: its zip; others: folder of the official archives; "" is <dir>/downloads
+            "train_split": "train",  # or several: train+train_extra
             "eval_split": "validation",
             "num_workers": 2,  # decoding processes of each host; 0 decodes in threads
         }
@@ -54,6 +54,8 @@ def defaults() -> ConfigDict:
             "reduce": True,
             "codewords": 32,  # enc: entries of the dictionary
             "lateral": False,  # enc: whether the second and third stage join the last
+            "fcn_convs": 1,  # fcn: 3x3 convolutions; 2 in mmsegmentation's FCN
+            "fcn_concat": False,  # fcn: whether one more takes their input too, as in mmsegmentation's FCN
             "aux_head": True,
             "aux_channels": 256,
             "dropout": 0.1,

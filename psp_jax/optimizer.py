@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import optax
 
 
-def poly_schedule(base_lr: float, power: float, total_steps: int, warmup_steps: int = 0) -> optax.Schedule:
-    """Return the learning rate base_lr * (1 - step / total_steps) ** power, step counted from 0.
+def poly_schedule(
+    base_lr: float, power: float, total_steps: int, warmup_steps: int = 0, end_lr: float = 0.0
+) -> optax.Schedule:
+    """Return the learning rate (base_lr - end_lr) * (1 - step / total_steps) ** power + end_lr, step counted from 0.
 
-    Source: Zhao et al. (2017), section 5.1. With `warmup_steps` the rate is also multiplied by
-    (step + 1) / warmup_steps until that reaches 1.
+    Source: Zhao et al. (2017), section 5.1; an `end_lr` above 0 is mmsegmentation's. With `warmup_steps` the rate is
+    also multiplied by (step + 1) / warmup_steps until that reaches 1.
     """
-    poly = optax.polynomial_schedule(base_lr, 0.0, power, total_steps)
+    poly = optax.polynomial_schedule(base_lr, end_lr, power, total_steps)
     if not warmup_steps:
         return poly
     return lambda step: poly(step) * jnp.minimum(1.0, (step + 1) / warmup_steps)

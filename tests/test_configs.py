@@ -1,18 +1,24 @@
 """Every configuration file and variant passes the checks that a run begins with."""
 
 import importlib.util
+from typing import Any
 
 import pytest
 from conftest import ROOT
 
-from psp_jax.checks import check_values
+from psp_jax.checks import check_values, crop_size, eval_window, total_steps
 from psp_jax.config import check_fields, defaults
+from psp_jax.data.builders import BUILDERS
+from psp_jax.data.transforms import AugmentSettings
 from psp_jax.models import check_model
+from psp_jax.protocols import choose
+from psp_jax.weights.initial import check_init
 
 FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
+RECIPES = ("ade20k.py", "ade20k_encnet.py", "cityscapes.py", "mmseg.py", "pcontext_encnet.py", "voc2012.py")
 
 
-def module(name: str):
+def module(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), ROOT / "configs" / name)
     assert spec and spec.loader
     found = importlib.util.module_from_spec(spec)
@@ -28,6 +34,64 @@ def test_every_variant_is_a_run(name: str) -> None:
         check_fields(config)
         check_values(config)
         check_model(config.model)
+        check_init(config.init.source, config.init.path, config.init.sha256)
+        AugmentSettings(**config.augment)
+        assert config.data.name in BUILDERS
+        for scales in ("single",) if config.eval.protocol == "whole" else ("single", "multi"):
+            numbers = config.eval.base_size, eval_window(config), config.eval.stride
+            choose(config.eval.protocol, scales, *numbers, crop_size(config))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_variant_of_a_recipe_states_what_was_published(name: str) -> None:
+    file = module(name)
+    assert list(file.EXPECTED) == list(file.VARIANTS)
+    for expected in file.EXPECTED.values():
+        assert list(expected) == ["mean_iou_single", "mean_iou_multi", "source"]
+        numbers = [number for number in (expected["mean_iou_single"], expected["mean_iou_multi"]) if number is not None]
+        assert bool(numbers) != expected["source"].startswith("none ")
+        assert numbers == sorted(numbers)  # several scales were never worse
+        assert all(30 < number < 90 for number in numbers)  # in percent
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "images", "steps"),
+    [
+        ("ade20k.py", "resnet50", 20210, 126_300),
+        ("ade20k_encnet.py", "resnet101", 20210, 227_340),
+        ("voc2012.py", "resnet50", 10582, 33_050),
+        ("cityscapes.py", "resnet101", 2975, 37_200),
+        ("pcontext_encnet.py", "resnet50", 4998, 24_960),
+        ("mmseg.py", "encnet_r101_ade20k_160k", 20210, 160_000),
+    ],
+)
+def test_steps_of_the_recipes(name: str, variant: str, images: int, steps: int) -> None:
+    assert total_steps(module(name).get_config(variant), images) == steps
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("pspnet_r50_ade20k_80k", ("psp", 50, False, 16, 0.01, 5e-4, (2048, 512), (), (41.13, 41.94))),
+        ("fcn_r101_voc2012_40k", ("fcn", 101, False, 16, 0.01, 5e-4, (2048, 512), (), (69.91, 72.38))),
+        ("deeplabv3_r101_cityscapes769_80k", ("aspp", 101, True, 8, 0.01, 5e-4, (2049, 1025), (769,), (79.67, 80.81))),
+        ("encnet_r50_cityscapes_40k", ("enc", 50, False, 8, 0.01, 5e-4, (2048, 1024), (), (75.67, 77.08))),
+        ("pspnet_r101_pcontext_40k", ("psp", 101, False, 16, 0.004, 1e-4, (520, 520), (480,), (52.02, 53.54))),
+    ],
+)
+def test_recipes_of_mmsegmentation(variant: str, expected: tuple[Any, ...]) -> None:
+    file = module("mmseg.py")
+    config, published = file.get_config(variant), file.EXPECTED[variant]
+    model, optimizer = config.model, config.optimizer
+    assert expected == (
+        *(model.head, model.depth, model.align_corners, config.train.batch_size),
+        *(optimizer.base_lr, optimizer.weight_decay, config.augment.base_size, config.eval.window),
+        (published["mean_iou_single"], published["mean_iou_multi"]),
+    )
+    assert config.eval.base_size == config.augment.base_size
+    assert (optimizer.end_lr, optimizer.head_lr_multiplier) == (1e-4, 1.0)
+    assert (model.fcn_convs, model.fcn_concat) == ((2, True) if model.head == "fcn" else (1, False))
+    assert config.train.se_weight == (0.2 if model.head == "enc" else 0.0)
 
 
 def test_heads_of_the_ade20k_variants() -> None:
