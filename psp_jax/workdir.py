@@ -18,7 +18,7 @@ from psp_jax.config import defaults, flatten
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 # Fields of config.model that models written by version 0.1.0 lack, and how their networks are.
-LATER_FIELDS = {"basic_dilation": "both", "stride_in": "3x3"}
+LATER_FIELDS = {"basic_dilation": "both", "stride_in": "3x3", "fcn_convs": 1, "fcn_concat": False}
 # What may change when a run goes on: nothing here changes what is learned.
 _FREE_ON_RESUME = (
     "data.dir",
@@ -174,20 +174,30 @@ def lock(directory: Path) -> Iterator[None]:
         yield
 
 
-def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
-    """Write `value` so that the file is there whole or not at all."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path to write to; at the end it becomes `path`, which so is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    yield partial
     os.replace(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text so that the file is there whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
+    """Write `value` so that the file is there whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_png(path: Path, picture: Image.Image) -> None:
     """Write a PNG so that the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    picture.save(partial, format="PNG")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        picture.save(partial, format="PNG")
 
 
 def read_json(path: Path) -> Any:

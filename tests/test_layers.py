@@ -12,19 +12,19 @@ PACKAGE = ROOT / "psp_jax"
 # From the top to the bottom: a module imports only from the rows below its own. A folder is one entry and may import
 # within itself; nothing else imports from its own row.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("main", "prepare", "predict", "export", "import_weights", "score", "compare"),  # commands
+    ("main", "prepare", "predict", "export", "import_weights", "score", "compare", "ablate"),  # commands
     ("train", "evaluate"),  # loops
-    ("api", "validation", "recorder"),  # assembled pieces; made of the next, which know the TrainState of the last
+    ("api", "validation", "recorder", "ablation"),  # assembled pieces of the rows below
     ("sliding", "tiling", "report", "results", "deploy"),
-    ("inference", "checkpoint"),
+    ("inference", "checkpoint", "precise_bn"),
     ("train_step",),
     # Parts, independent of each other.
     (
         *("models", "data", "weights", "losses", "optimizer", "metrics", "progress", "workdir"),
-        *("protocols", "cityscapes", "tally"),
+        *("protocols", "cityscapes", "tally", "dotplot"),
     ),
     ("checks",),
-    ("command", "config", "parallel", "classes", "visualize", "interpolation", "download"),  # leaves
+    ("command", "config", "parallel", "classes", "visualize", "interpolation", "download", "region_losses"),  # leaves
 )
 ROW_OF = {entry: row for row, entries in enumerate(ROWS) for entry in entries}
 # Data workers are processes of their own: JAX in them costs memory, start-up time and, on accelerators, the device.

@@ -122,7 +122,13 @@ function trainingCharts(runs) {
         })),
     );
   const loss = { loss: ["loss", "--line-1"] };
-  const parts = { main_loss: ["main", "--line-2"], aux_loss: ["auxiliary", "--line-3"] };
+  const parts = {
+    main_loss: ["main", "--line-2"],
+    aux_loss: ["auxiliary", "--line-3"],
+    se_loss: ["classes present", "--line-4"],
+    dice_loss: ["Dice", "--line-5"],
+    lovasz_loss: ["Lovász", "--line-6"],
+  };
   const scores = { mean_iou: ["mean IoU", "--line-1"], pixel_accuracy: ["pixels", "--line-2"], mean_accuracy: ["mean accuracy", "--line-3"] };
   const plain = (value) => (value && Math.abs(value) < 0.001 ? value.toExponential(1) : Number(value.toPrecision(3)).toString());
   const charts = [

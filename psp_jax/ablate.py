@@ -1,0 +1,221 @@
+"""Train the variants of a configuration file with several seeds, and write tables, a plot and a page about them.
+
+    python -m psp_jax.ablate --config configs/ablation.py --workdir runs/ablation [--config.train.steps=200]
+
+Every run has a workdir of its own, WORKDIR/VARIANT/seedN, made by `psp_jax.main`. Started again with the same command,
+finished runs are kept and the others go on. After each run WORKDIR/ablation.{md,csv,json,png,html} are written anew.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from psp_jax.ablation import SECONDS, Plan, is_finished, write_ablation
+from psp_jax.command import run_command
+from psp_jax.progress import track
+from psp_jax.workdir import changed_fields, lock, read_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the plan: its workdir, the flags of `psp_jax.main` that make it, and the configuration they give."""
+
+    variant: str
+    seed: int
+    directory: Path
+    arguments: tuple[str, ...]
+    config: ConfigDict
+
+    @property
+    def log(self) -> Path:
+        """What the run printed; beside its workdir, which only a run may fill."""
+        return self.directory.with_suffix(".log")
+
+    def finished(self) -> bool:
+        """Tell whether the run is trained and evaluated to its end.
+
+        Raises:
+          ValueError: its workdir holds a run of another configuration.
+        """
+        record = self.directory / "config.json"
+        if record.is_file():
+            changed = changed_fields(read_json(record)["config"], json.loads(self.config.to_json()))
+            if changed:
+                raise ValueError(
+                    f"{self.directory} holds a run with another configuration ({'; '.join(changed)}); choose a new "
+                    "--workdir."
+                )
+        return is_finished(self.directory)
+
+
+def read_plan(file: Path) -> Plan:
+    """Return the tables, groups and published numbers that a configuration file names.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file, or it has no `get_config` and `TABLES`.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no configuration file {file}; the repository's is configs/ablation.py.")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file} is no Python file; give one such as configs/ablation.py.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config") or not getattr(module, "TABLES", None):
+        raise ValueError(f"{file} has no get_config and TABLES; configs/ablation.py shows what they are.")
+    return Plan(file.name, module.TABLES, getattr(module, "GROUPS", {}), getattr(module, "PUBLISHED", {}))
+
+
+def list_runs(
+    file: Path, variants: Sequence[str], seeds: Sequence[int], workdir: Path, overrides: Sequence[str]
+) -> list[Run]:
+    """Return the runs of each variant and seed, in this order.
+
+    Raises:
+      ValueError: an override or a variant is unknown.
+    """
+    found = []
+    for variant in variants:
+        for seed in seeds:
+            arguments = (f"--config={file}:{variant}", *overrides, f"--config.seed={seed}")
+            values = flags.FlagValues()
+            config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["ablate", *arguments])
+            try:
+                values(["ablate", *arguments])
+                config = values.config
+            except (AttributeError, KeyError, flags.Error) as error:
+                raise ValueError(f"{file}:{variant} with {' '.join(overrides)}: {error}") from error
+            found.append(Run(variant, seed, workdir / variant / f"seed{seed}", arguments, config))
+    return found
+
+
+def ablate(
+    file: Path,
+    workdir: Path,
+    *,
+    variants: Sequence[str] = (),
+    seeds: int = 3,
+    jobs: int = 1,
+    overrides: Sequence[str] = (),
+) -> None:
+    """Run what is not finished yet, and write the tables after each run.
+
+    Args:
+      file: see `configs/ablation.py`.
+      workdir: of the whole; made if missing.
+      variants: which to run; () is all that the tables name.
+      seeds: how many of each, from 0.
+      jobs: runs side by side, each on its share of the CPU cores.
+      overrides: flags --config.FIELD=VALUE for every run.
+
+    Raises:
+      FileNotFoundError, ValueError: see `read_plan` and `list_runs`; or a run failed, which its log explains.
+    """
+    plan = read_plan(file)
+    known = list(dict.fromkeys(variant for rows in plan.tables.values() for variant in rows))
+    if unknown := [variant for variant in variants if variant not in known]:
+        raise ValueError(f"{file} has no variant {unknown[0]!r} in its tables; choose from: {', '.join(known)}.")
+    runs = list_runs(file, variants or known, range(seeds), workdir, overrides)
+    with lock(workdir):
+        pending = [run for run in runs if not run.finished()]
+        failed = _run_all(pending, jobs, len(runs), lambda: write_ablation(workdir, plan))
+        if not pending:
+            write_ablation(workdir, plan)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}; mend it and start again.")
+    print(f"results: {workdir}/ablation.html, .md, .csv, .json, .png", flush=True)
+
+
+def _run_all(pending: Sequence[Run], jobs: int, total: int, report: Any) -> list[str]:
+    """Run everything and return a phrase for each failure."""
+    failed: list[str] = []
+    started: set[subprocess.Popen[bytes]] = set()
+    shares: queue.Queue[set[int]] = queue.Queue()
+    cores = sorted(os.sched_getaffinity(0))
+    for job in range(jobs):
+        shares.put(set(cores[job::jobs]) or set(cores))
+    stop = threading.Event()
+
+    def work(run: Run) -> tuple[Run, int]:
+        share = shares.get()
+        try:
+            return run, 0 if stop.is_set() else _run(run, share, started)
+        finally:
+            shares.put(share)
+
+    with ThreadPoolExecutor(jobs) as pool, track(total, "runs", first=total - len(pending)) as advance:
+        try:
+            for future in as_completed([pool.submit(work, run) for run in pending]):
+                run, code = future.result()
+                if code:
+                    failed.append(f"{run.log} ends with {_last_line(run.log)!r}")
+                else:
+                    report()
+                    score = read_json(run.directory / "eval" / "metrics.json")["mean_iou"]
+                    print(f"{run.variant}, seed {run.seed}: mean IoU {100 * score:.1f} %", flush=True)
+                advance(1)
+        finally:  # also when interrupted: nothing goes on unseen
+            stop.set()
+            for process in started:
+                process.terminate()
+    return failed
+
+
+def _run(run: Run, cores: set[int], started: set[subprocess.Popen[bytes]]) -> int:
+    """Train and evaluate on some cores, note the time, and return the exit code."""
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    with run.log.open("ab") as log:
+        command = [sys.executable, "-m", "psp_jax.main", *run.arguments, f"--workdir={run.directory}"]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        started.add(process)
+        os.sched_setaffinity(process.pid, cores)  # before it imports anything that counts the cores
+        code = process.wait()
+        started.discard(process)
+    with run.directory.with_suffix(SECONDS).open("a", encoding="utf-8") as file:
+        file.write(f"{time.monotonic() - begin:.1f}\n")
+    return code
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def main() -> None:
+    """Parse the flags and run; flags --config.FIELD=VALUE go to every run."""
+    parser = argparse.ArgumentParser(prog="python -m psp_jax.ablate", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True, help="file with variants, as configs/ablation.py")
+    parser.add_argument("--workdir", type=Path, required=True, help="directory of all runs and of the results")
+    parser.add_argument("--variants", default="", help="comma-separated; by default all that the tables name")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side on the CPU; leave 1 on accelerators")
+    args, rest = parser.parse_known_args()
+    if wrong := [argument for argument in rest if not argument.startswith("--config.") or "=" not in argument]:
+        raise ValueError(f"Unexpected argument {wrong[0]}; what is for every run looks like --config.train.steps=200.")
+    if args.seeds < 1 or args.jobs < 1:
+        raise ValueError(f"--seeds={args.seeds} and --jobs={args.jobs} must be at least 1.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs end too
+    jax.config.update("jax_platforms", "cpu")  # this process must not take the accelerators from its runs
+    variants = [name for name in args.variants.split(",") if name]
+    ablate(args.config, args.workdir, variants=variants, seeds=args.seeds, jobs=args.jobs, overrides=rest)
+
+
+if __name__ == "__main__":
+    run_command(main)
