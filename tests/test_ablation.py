@@ -43,13 +43,18 @@ def write_run(workdir: Path, head: str, iou: tuple[float, ...], step: int = 8) -
     workdir.with_suffix(".seconds").write_text("60.0\n30.0\n")
 
 
-@pytest.fixture
-def workdir(tmp_path: Path) -> Path:
+def write_runs(workdir: Path) -> Path:
+    """Write the runs of `IOU`, and one that was interrupted."""
     for variant, seeds in IOU.items():
         for seed, iou in seeds.items():
-            write_run(tmp_path / variant / f"seed{seed}", variant, iou)
-    write_run(tmp_path / "psp" / "seed1", "psp", (0.0, 0.0, 0.0), step=4)  # interrupted
-    return tmp_path
+            write_run(workdir / variant / f"seed{seed}", variant, iou)
+    write_run(workdir / "psp" / "seed1", "psp", (0.0, 0.0, 0.0), step=4)
+    return workdir
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    return write_runs(tmp_path)
 
 
 def test_means_and_spreads_are_those_of_the_finished_runs(workdir: Path) -> None:
