@@ -19,6 +19,7 @@ from psp_jax.data.prepared import describe, ensure_prepared
 from psp_jax.data.source import Source, open_source
 from psp_jax.data.transforms import AugmentSettings
 from psp_jax.evaluate import evaluate
+from psp_jax.losses import PixelLoss
 from psp_jax.models import check_model
 from psp_jax.train import train
 from psp_jax.weights.initial import check_init
@@ -88,6 +89,7 @@ def _run(_: list[str]) -> None:
     check_model(config.model)
     check_init(config.init.source, config.init.path, config.init.sha256)
     AugmentSettings(**config.augment)  # checks itself
+    PixelLoss(**config.loss)  # so does this
     checks.check_values(config)
     logging.set_verbosity(logging.ERROR)  # Orbax tells every step of every save otherwise, and warns without a reason
     parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
@@ -97,8 +99,8 @@ def _run(_: list[str]) -> None:
         train(config, directory, train_source, eval_source, override=_RESUME.value == "override")
     else:
         ModelCard.read(directory)  # refuse a workdir without a model before any data is prepared
-        (source,) = _sources(config, (config.data.eval_split,))
-        evaluate(config, directory, source)
+        splits = (config.data.eval_split, *([config.data.train_split] if config.eval.precise_bn_batches else []))
+        evaluate(config, directory, *_sources(config, splits))
     if parallel.is_primary():
         print(f"results: {directory}/report.html and {directory}/eval, pictures: {directory}/predictions", flush=True)
 
