@@ -18,13 +18,14 @@ from ml_collections import ConfigDict
 
 from psp_jax import checks, parallel
 from psp_jax.checkpoint import Checkpoints
+from psp_jax.config import check_fields
 from psp_jax.data.frequencies import count_pixels, inverse_log_frequency
 from psp_jax.data.pipeline import train_batches
 from psp_jax.data.source import Source
 from psp_jax.data.transforms import AugmentSettings
 from psp_jax.download import checksum
 from psp_jax.losses import PixelLoss
-from psp_jax.models import build_model, variable_shapes
+from psp_jax.models import build_model, check_model, variable_shapes
 from psp_jax.optimizer import poly_schedule, sgd
 from psp_jax.precise_bn import make_statistics
 from psp_jax.progress import Progress, track
@@ -39,8 +40,18 @@ from psp_jax.train_step import (
 )
 from psp_jax.validation import Validation
 from psp_jax.weights.fetch import fetch
-from psp_jax.weights.initial import RANDOM, initialise
+from psp_jax.weights.initial import RANDOM, check_init, initialise
 from psp_jax.workdir import CHECKPOINTS, ModelCard, check_owner, lock, versions, write_json
+
+
+def check_run(config: ConfigDict) -> None:
+    """Raise ValueError, naming the field and the remedy, where `config` makes no run; no data is read."""
+    check_fields(config)
+    check_model(config.model)
+    check_init(config.init.source, config.init.path, config.init.sha256)
+    AugmentSettings(**config.augment)  # checks itself
+    PixelLoss(**config.loss)  # so does this
+    checks.check_values(config)
 
 
 def train(
