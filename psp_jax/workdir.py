@@ -125,6 +125,7 @@ def check_owner(
     if not any((directory / CHECKPOINTS).glob("*")):
         return  # ended before its first checkpoint: nothing to protect
     changed = changed_fields(former["config"], config)
+    decays = [dict(flatten(fields))["train.ema_decay"] for fields in (_complete(former["config"]), config)]
     fixed = [field for field in changed if field.startswith("model.")]
     if former["classes_digest"] != classes.digest():
         fixed.append("the class names or the mapping of label values")
@@ -132,6 +133,12 @@ def check_owner(
         changed.append(f"training images: {former['resolved']['train_images']} -> {train_images}")
     if fixed:
         raise ValueError(f"{directory} holds another network ({'; '.join(fixed)}); choose a new --workdir.")
+    if bool(decays[0]) != bool(decays[1]):
+        raise ValueError(
+            f"{directory} holds a run {'with' if decays[0] else 'without'} averaged parameters, which can neither begin "
+            f"nor end on the way (train.ema_decay: {decays[0]} -> {decays[1]}); set it as it was, or choose a new "
+            "--workdir."
+        )
     if changed and not override:
         raise ValueError(
             f"{directory} belongs to a run with another configuration ({'; '.join(changed)}); choose a new --workdir, "
@@ -145,7 +152,7 @@ def changed_fields(before: Mapping[str, Any], config: Mapping[str, Any], also: t
     A field that an older version did not have counts as its default: that is what the run did. The fields `also` count
     although they change nothing of that.
     """
-    old, new = dict(flatten(defaults())) | dict(flatten(before)), dict(flatten(config))
+    old, new = (dict(flatten(defaults())) | dict(flatten(fields)) for fields in (before, config))
     return [
         f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
         for field in sorted(old | new)
