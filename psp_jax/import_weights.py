@@ -74,7 +74,7 @@ def import_weights(
     variables = to_variables(source, tensors, settings, like)
     left_out = ignored(source, tensors, names(source, settings, like))
     _write(output, _card(source, settings, recognised, table), variables, {"source": source, "input": file.name})
-    return _told(settings, table, left_out)
+    return _told(source, settings, table, left_out)
 
 
 def _classes(name: str | None, count: int) -> ClassTable:
@@ -128,11 +128,13 @@ def _write(output: Path, card: ModelCard, variables: dict[str, Any], origin: dic
         partial.replace(output)
 
 
-def _told(settings: dict[str, Any], table: ClassTable, left_out: set[str]) -> str:
+def _told(source: str, settings: dict[str, Any], table: ClassTable, left_out: set[str]) -> str:
     """Return what the network is, in a line or two."""
     choices = ("stem", "output_stride", "first_block_dilation", "stride_in", "align_corners")
     text = f"{settings['head'].upper()} head on ResNet-{settings['depth']}, classes of {table.name}; "
     text += ", ".join(f"{field} {settings[field]}" for field in choices)
+    if source == "mmseg" and settings["head"] in ("aspp", "fcn"):
+        text += "\ndilations are taken to be those of D8 networks; files of d16-mg124 and d6 networks look the same"
     # In ASCII and short, whatever letters a hostile file gave its names.
     layers = [ascii(name[:100])[1:-1] for name in sorted(left_out) if not name.endswith("num_batches_tracked")]
     return text + (f"\nleft out, as no layer needs them: {', '.join(layers)}" if layers else "")

@@ -34,7 +34,8 @@ MMSEG_TINY = TINY | {"first_block_dilation": "contracted", "basic_dilation": "fi
 def test_imported_bit_for_bit(source: str, options: dict[str, Any], told: str, tmp_path: Path) -> None:
     settings = settings_of(**{"head_channels": 16, "aux_channels": 8, "first_block_dilation": "contracted"} | options)
     tensors = random_tensors(source, settings, 11)
-    assert told in import_weights(source, save(tmp_path / "net.npz", tensors), tmp_path / "imported")
+    words = import_weights(source, save(tmp_path / "net.npz", tensors), tmp_path / "imported")
+    assert told in words and ("those of D8 networks" in words) == (source == "mmseg")
     model = psp_jax.load(tmp_path / "imported")
     assert model.card.model | {"bins": settings["bins"]} == settings
     for name, value in from_variables(source, model.variables, settings).items():
