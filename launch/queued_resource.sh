@@ -9,16 +9,16 @@ die() { # CODE SENTENCE
 
 # Runs a command, or prints it as it could be typed.
 call() {
-  local word
+  local word line=""
   if [[ $dry_run == no ]]; then
     "$@"
     return
   fi
   for word in "$@"; do
     [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
-    printf '%s ' "$word"
+    line+=" $word"
   done
-  echo
+  echo "${line:1}"
 }
 
 tpu() { # GROUP VERB ARGUMENTS: gcloud compute tpus, for our TPU in our zone

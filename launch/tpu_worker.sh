@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-is_running() { [[ -e pid ]] && grep -qs psp_jax.main "/proc/$(<pid)/cmdline"; }
+is_running() { [[ -e pid ]] && grep -qs psp_jax "/proc/$(<pid)/cmdline"; }
 
 case $1 in
   install)

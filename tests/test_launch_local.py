@@ -32,6 +32,8 @@ print("gpus", os.environ.get("CUDA_VISIBLE_DEVICES"), file=sys.stderr)
 whole = folder / f"whole.{rank}"
 whole.write_text(str(os.getpid()))
 whole.rename(folder / f"started.{rank}.{start}")
+while deed not in ("0", "wait", "deaf") and len(list(folder.glob(f"started.*.{start}"))) < int(flags["num_processes"]):
+    time.sleep(0.02)  # a failure ends the others, which are to be there
 if deed in ("wait", "deaf"):
     time.sleep(60)
 sys.exit(int(deed))
@@ -58,14 +60,14 @@ def launch(tmp_path: Path) -> Callable[..., subprocess.Popen]:
 def pid(folder: Path, rank: int, start: int = 0) -> int:
     """Number of the process of a rank, as soon as it has set up its signals."""
     file = folder / f"started.{rank}.{start}"
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not file.exists():
         assert time.monotonic() < until, f"process {rank} did not start {start + 1} times"
         time.sleep(0.02)
     return int(file.read_text())
 
 
-def ends(process: subprocess.Popen, timeout: float = 20) -> tuple[int, list[str]]:
+def ends(process: subprocess.Popen, timeout: float = 60) -> tuple[int, list[str]]:
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output.splitlines()
 
@@ -142,7 +144,7 @@ def test_gpus_are_shared_out(launch):
     _, lines = ends(launch("--gpus_per_process=2", CUDA_VISIBLE_DEVICES="1,2,5,7"))
     assert {"[0] gpus 1,2", "[1] gpus 5,7"} <= set(lines)
     process = launch("--gpus_per_process=2", CUDA_VISIBLE_DEVICES="1,2,5")
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 2
     assert error == "error: 2 processes of 2 GPUs need 4; CUDA_VISIBLE_DEVICES names 3.\n"
 
