@@ -34,6 +34,8 @@ USAGE
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/common.sh
+source "$root/launch/common.sh"
 # shellcheck source=launch/queued_resource.sh
 source "$root/launch/queued_resource.sh"
 

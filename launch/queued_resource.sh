@@ -1,26 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 # The request for a TPU and what has become of it: functions of launch/cloud_tpu.sh, which sets the options that they read.
 
-note() { printf '%s\n' "$*" >&2; }
-die() { # CODE SENTENCE
-  note "error: $2"
-  exit "$1"
-}
-
-# Runs a command, or prints it as it could be typed.
-call() {
-  local word line=""
-  if [[ $dry_run == no ]]; then
-    "$@"
-    return
-  fi
-  for word in "$@"; do
-    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
-    line+=" $word"
-  done
-  echo "${line:1}"
-}
-
 tpu() { # GROUP VERB ARGUMENTS: gcloud compute tpus, for our TPU in our zone
   call gcloud compute tpus "$1" "$2" "${@:3}" "--zone=$zone" ${project:+"--project=$project"}
 }
