@@ -62,7 +62,7 @@ on_all() { # MINUTES COMMAND
 show_output() { # WORKERS
   local worker
   for worker in $1; do
-    tail -n 15 "$scratch/out/$worker.log" | sed "s/^/[$worker] /" >&2
+    [[ ! -e $scratch/out/$worker.log ]] || tail -n 15 "$scratch/out/$worker.log" | sed "s/^/[$worker] /" >&2
   done
 }
 
@@ -71,7 +71,7 @@ step() { # MINUTES WHAT COMMAND
   note "$2"
   on_all "$1" "$3"
   [[ -n $silent ]] || return 0
-  [[ $silent == s* ]] || show_output "$silent"
+  show_output "$silent"
   local problem
   problem=$(last_error)
   look
@@ -109,6 +109,7 @@ ask_training() {
   told=$(sed -n 's/^psp_jax: //p' "$scratch"/out/*.log)
   training_code=$(sed -n 's/^ended //p' <<<"$told" | grep -vx 0 | head -n 1) || true
   case $told in
+    *ended\ 143*) training=lost ;; # SIGTERM: its machine was shut down
     *ended\ [1-9]*) training=failed ;;
     *lost*) training=lost ;;
     *running*) training=running ;;
@@ -118,7 +119,7 @@ ask_training() {
 
 status() {
   on_all 5 "$tell_status"
-  [[ $dry_run == yes ]] || grep -H '^psp_jax: ' "$scratch"/out/*.log | sed 's|.*/\([0-9]*\)\.log:psp_jax:|worker \1:|'
+  [[ $dry_run == yes ]] || grep -H '^psp_jax: ' "$scratch"/out/*.log | sed 's|.*/\([0-9]*\)\.log:psp_jax:|worker \1:|' || true
   [[ -z $silent ]] || die 1 "Worker$silent of $name did not answer."
 }
 
@@ -148,6 +149,10 @@ up() {
   trap 'note "left as it is, and costs money until: launch/cloud_tpu.sh delete --name $name --zone $zone"; exit 130' INT TERM
   for ((begun = 0; begun <= max_restarts; begun++)); do
     look
+    while [[ $state == SUSPENDING || $state == DELETING ]]; do # cannot be deleted yet
+      sleep "$poll_seconds"
+      look
+    done
     if is_gone; then
       [[ $state == MISSING ]] || remove
       create

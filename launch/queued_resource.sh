@@ -41,13 +41,18 @@ remove() {
 }
 
 # Sets `state` to that of the request; while that is ACTIVE, to that of the TPU where it is lost. MISSING: there is none.
-failed_looks=0
+state=UNKNOWN reason="" failed_looks=0
 look() {
-  local answer vm=""
-  if answer=$(tpu queued-resources describe "$name" --format='value[separator=" "](state.state,state.failedData.error.message)' 2>"$scratch/error") &&
-    { [[ $answer != ACTIVE* ]] || vm=$(tpu tpu-vm describe "$name" --format='value(state)' 2>"$scratch/error"); }; then
+  local answer vm
+  local format='value[separator=" "](state.state,state.failedData.error.message)'
+  if answer=$(tpu queued-resources describe "$name" "--format=$format" 2>"$scratch/error"); then
     state=${answer%% *} reason=${answer#* } failed_looks=0
-    case $state-$vm in ACTIVE-PREEMPTED | ACTIVE-TERMINATED | ACTIVE-STOPPED) state=$vm ;; esac
+    [[ $state == ACTIVE ]] || return 0
+    if vm=$(tpu tpu-vm describe "$name" '--format=value(state)' 2>"$scratch/error"); then
+      [[ ! $vm =~ ^(PREEMPTED|TERMINATED|STOPPED)$ ]] || state=$vm
+    elif grep -q NOT_FOUND "$scratch/error"; then
+      state=TERMINATED
+    fi
   elif grep -q NOT_FOUND "$scratch/error"; then
     state=MISSING failed_looks=0
   elif ((++failed_looks >= 5)); then

@@ -19,10 +19,10 @@ case $1 in
     echo "psp_jax: installed"
     ;;
   start)
-    if is_running; then
-      kill -KILL -- "-$(<pid)"
-      while is_running; do sleep 0.2; done
-    fi
+    while is_running; do
+      kill -KILL -- "-$(<pid)" || true
+      sleep 0.2
+    done
     rm -f exit
     # A session of its own: it goes on when the connection ends.
     # shellcheck disable=SC2016

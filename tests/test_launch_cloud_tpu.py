@@ -12,60 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from launch_stubs import Stubs
+from stub_gcloud import GCLOUD, PYTHON3
 
-# `state` is the request's, or missing. A created request is PROVISIONING for one look. The workers' folders are their
-# homes, in which `ssh` runs the command, unless there is a file down.WORKER: then it hangs.
-GCLOUD = r"""
-value() { local a; for a in "${@:2}"; do case $a in "$1"=*) echo "${a#*=}" ;; esac; done; }
-not_found() { echo "ERROR: (gcloud) NOT_FOUND: Resource '$1' was not found." >&2; exit 1; }
-pids() { cat "$here"/worker*/psp_jax_run/pid 2>/dev/null || :; }
-kill_all() { for p in $(pids); do kill -KILL -- "-$p" 2>/dev/null || :; done; }
-case "$3 $4" in
-  "queued-resources create")
-    [ ! -e "$here/create_error" ] || { cat "$here/create_error" >&2; exit 1; }
-    mkdir -p "$here/worker0" "$here/worker1"
-    cp "$here/after_create" "$here/state" ;;
-  "queued-resources describe")
-    [ -e "$here/state" ] || not_found "$5"
-    head -n 1 "$here/state"
-    [ "$(wc -l <"$here/state")" = 1 ] || sed -i 1d "$here/state" ;;
-  "queued-resources delete")
-    kill_all
-    rm -rf "$here/state" "$here"/worker* ;;
-  "tpu-vm describe")
-    [ -e "$here/vm" ] && cat "$here/vm" || echo READY ;;
-  "tpu-vm scp")
-    for w in "$here"/worker*; do cp "$5" "$w"; done ;;
-  "tpu-vm ssh")
-    out=$(value --output-directory "$@") command=$(value --command "$@") code=0
-    for w in 0 1; do
-      export HOME="$here/worker$w" WORKER=$w
-      cd "$HOME"
-      : >"$out/$w.log"
-      [ ! -e "$here/down.$w" ] || sleep 60 &
-      [ -e "$here/down.$w" ] || bash -c "$command" >"$out/$w.log" 2>&1 || code=$?
-    done
-    wait
-    exit "$code" ;;
-esac
-"""
-# What `python3 -m pip` and `-m uv` do on a worker: nothing but making the Python that stands in for training. That one
-# does what the next line of `deeds` says, for each start of worker 1; worker 0 always ends well.
-PYTHON3 = r"""
-case "$*" in *" venv "*)
-  mkdir -p .venv/bin
-  printf '#!/usr/bin/env bash\nhere=%q\n' "$here" >.venv/bin/python
-  cat >>.venv/bin/python <<'DEED'
-printf '%q ' train "$WORKER" "$@" >>"$here/calls"; echo >>"$here/calls"
-echo "hello from worker $WORKER"
-[ "$WORKER" = 1 ] || exit 0
-deed=$(head -n 1 "$here/deeds"); sed -i 1d "$here/deeds"
-eval "$deed"
-DEED
-  chmod +x .venv/bin/python ;;
-*install*tpu*) [ ! -e "$here/no_network" ] || { echo "uv: no network"; exit 2; } ;;
-esac
-"""
 OPTIONS = ("--name=psp", "--zone=us-west4-a", "--poll_seconds=0")
 UP = (*OPTIONS, "--accelerator_type=v5litepod-16", "--", "--config", "configs/ade20k.py", "--workdir=/mnt/it's here")
 TRAINED = ["-m", "psp_jax.main", "--config", "configs/ade20k.py", "--workdir=/mnt/it's here", "--coordinator=auto"]
@@ -138,8 +86,10 @@ def test_restarts_come_to_an_end(tpu):
     assert len(tpu.calls("gcloud", "create")) == 3 and not tpu.calls("train")
 
 
-def test_a_lost_training_starts_again_on_the_same_tpu(tpu):
-    (tpu.folder / "deeds").write_text("kill -KILL 0\nexit 0\n")  # its whole session, as a restart of the machine does
+# Its whole session goes, as when the machine restarts; or it is asked to end first.
+@pytest.mark.parametrize("end", ["kill -KILL 0", "kill -TERM $$"])
+def test_a_lost_training_starts_again_on_the_same_tpu(tpu, end):
+    (tpu.folder / "deeds").write_text(f"{end}\nexit 0\n")
     result = cloud_tpu(tpu, "up", *UP)
     assert result.returncode == 0, result.stderr
     assert "the training on psp is lost" in result.stderr
@@ -230,6 +180,50 @@ def test_run_status_and_a_second_run(tpu):
     # Two trainings would fight for the chips. What nobody has waited for may stay, as a zombie without a command line.
     assert not Path(f"/proc/{first.strip()}").exists() or not Path(f"/proc/{first.strip()}/cmdline").read_bytes()
     assert cloud_tpu(tpu, "delete", *OPTIONS).returncode == 0
+
+
+def test_up_finds_the_training_that_it_left(tpu):
+    assert cloud_tpu(tpu, "create", *UP).returncode == 0
+    (tpu.folder / "deeds").write_text("sleep 2; exit 0\n")
+    assert cloud_tpu(tpu, "run", *UP).returncode == 0
+    result = cloud_tpu(tpu, "up", "--keep", *UP)
+    assert result.returncode == 0, result.stderr
+    assert len(tpu.calls("train", "1")) == 1 and len(tpu.calls("gcloud", "create")) == 1
+    assert not tpu.calls("gcloud", "delete")
+
+
+def test_what_is_being_taken_away_is_waited_for(tpu):
+    (tpu.folder / "state").write_text("SUSPENDING\nSUSPENDING\nSUSPENDED\n")
+    assert cloud_tpu(tpu, "up", *UP).returncode == 0
+    calls = [call[4] for call in tpu.calls("gcloud")]
+    assert calls[:5] == ["describe", "describe", "describe", "delete", "create"]
+
+
+def test_a_vm_that_is_gone_without_its_request_is_made_again(tpu):
+    gcloud = tpu.folder / "bin" / "gcloud"
+    text = gcloud.read_text().replace("    kill_all\n", '    kill_all\n    rm -f "$here/gone"\n')
+    gcloud.write_text(
+        text.replace('    [ -e "$here/vm" ]', '    [ ! -e "$here/gone" ] || not_found "$5"\n    [ -e "$here/vm" ]')
+    )
+    (tpu.folder / "deeds").write_text('touch "$here/gone"; sleep 60\nexit 0\n')
+    result = cloud_tpu(tpu, "up", *UP)
+    assert result.returncode == 0, result.stderr
+    assert [call[4] for call in tpu.calls("gcloud") if call[4] in ("create", "delete")] == ["create", "delete"] * 2
+
+
+def test_a_gcloud_that_fails_for_a_moment_is_asked_again(tpu):
+    gcloud = tpu.folder / "bin" / "gcloud"
+    text = gcloud.read_text()
+    stumble = 'case "$(grep -c describe "$here/calls") $4" in [1-4]" describe") echo ERROR: 503 >&2; exit 1 ;; esac\n'
+    gcloud.write_text(text.replace("value() {", stumble + "value() {"))
+    (tpu.folder / "state").write_text("ACTIVE\n")
+    assert cloud_tpu(tpu, "wait", *OPTIONS).returncode == 0
+    gcloud.write_text(text.replace("value() {", "echo ERROR: 503 >&2; exit 1\nvalue() {"))
+    result = cloud_tpu(tpu, "wait", *OPTIONS)
+    assert (result.returncode, errors(result)) == (
+        1,
+        ["error: gcloud could not describe psp five times in a row: 503."],
+    )
 
 
 def test_logs_follow_a_worker(tpu):
