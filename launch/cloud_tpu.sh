@@ -164,17 +164,22 @@ up() {
     watch
     if is_gone; then
       note "$name was preempted ($state)"
-    elif [[ $training == finished ]]; then
+      continue
+    fi
+    if [[ $training == finished ]]; then
       note "the training has ended"
       [[ $keep == yes ]] || remove
       return 0
-    elif [[ $training == failed ]]; then
-      on_all 5 "bash $worker_script tail"
-      show_output "$(basename -as .log "$scratch"/out/*.log)"
-      die "$training_code" "The training on $name has failed; the TPU is kept for a look, and costs money until you delete it."
-    else
-      note "the training on $name is lost"
     fi
+    if [[ $training == failed ]]; then
+      on_all 5 "bash $worker_script tail"
+      # A worker that does not answer may be on its way out, which gcloud tells late.
+      if [[ -z $silent ]]; then
+        show_output "$(basename -as .log "$scratch"/out/*.log)"
+        die "$training_code" "The training on $name has failed; the TPU is kept for a look, and costs money until you delete it."
+      fi
+    fi
+    note "the training on $name is lost"
   done
   die 1 "$name was begun anew $max_restarts times without an end of the training; look why, or raise --max_restarts."
 }
