@@ -1,5 +1,6 @@
 """Checks of a configuration's values, and the sizes and steps that follow from them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ _LEAST = {
     "optimizer.power": 0,
     "optimizer.end_lr": 0,
     "optimizer.momentum": 0,
+    "optimizer.head_lr_multiplier": 0,
     "optimizer.weight_decay": 0,
     "optimizer.warmup_steps": 0,
     "eval.every_steps": 0,
@@ -71,10 +73,13 @@ def check_values(config: ConfigDict) -> None:
     """Raise ValueError, naming the field and the remedy, where a value makes no run; the model is checked elsewhere."""
     values = dict(flatten(config))
     for field, least in _LEAST.items():
-        if values[field] < least:
-            raise ValueError(f"{field}={values[field]} must be at least {least}.")
+        if not least <= values[field] < math.inf:
+            raise ValueError(f"{field}={values[field]} must be at least {least}, and finite.")
     if config.optimizer.momentum >= 1:
         raise ValueError(f"optimizer.momentum={config.optimizer.momentum} must be below 1.")
+    base_lr, end_lr = config.optimizer.base_lr, config.optimizer.end_lr
+    if end_lr > base_lr:
+        raise ValueError(f"optimizer.end_lr={end_lr} must not be above optimizer.base_lr={base_lr}.")
     if config.train.ema_decay >= 1:
         raise ValueError(f"train.ema_decay={config.train.ema_decay} must be below 1; 0 is off, usual is 0.999.")
     if config.train.se_weight and config.model.head != "enc":
@@ -108,8 +113,10 @@ def eval_window(config: ConfigDict) -> tuple[int, int] | None:
     return _side_pair(config.eval.window, "eval.window") if config.eval.window else None
 
 
-def check_mesh(config: ConfigDict, training: bool, data: int, spatial: int, processes: int) -> None:
-    """Raise ValueError where batches or image rows do not divide over a mesh of (data, spatial) devices."""
+def check_mesh(
+    config: ConfigDict, crop: tuple[int, int], training: bool, data: int, spatial: int, processes: int
+) -> None:
+    """Raise ValueError where batches or rows of `crop` do not divide over a mesh of (data, spatial) devices."""
     if data % processes:
         raise ValueError(
             f"mesh.data={data} does not divide over {processes} processes: mesh.spatial={spatial} would split an image "
@@ -120,10 +127,9 @@ def check_mesh(config: ConfigDict, training: bool, data: int, spatial: int, proc
         fields["eval.batch_size"] = config.eval.batch_size
     if training or config.eval.precise_bn_batches:
         fields["train.batch_size"] = config.train.batch_size
-        rows = crop_size(config)[0]
-        if rows % spatial:
+        if crop[0] % spatial:
             raise ValueError(
-                f"train.crop_size has {rows} rows, which mesh.spatial={spatial} does not divide; with "
+                f"The training crops have {crop[0]} rows, which mesh.spatial={spatial} does not divide; with "
                 "model.align_corners=False sizes are multiples of model.output_stride."
             )
     for field, size in fields.items():

@@ -25,15 +25,22 @@ def evaluate(config: ConfigDict, directory: Path, source: Source, train_source: 
     and images are the run's own (model.json); `config` says which images, by which protocol, how many at a time, and
     whether the latest or the best checkpoint. An evaluation that was interrupted goes on where it was.
 
-    With `train_source`, statistics of batch norm are taken anew from config.eval.precise_bn_batches batches of it.
+    Statistics of batch norm are taken anew from config.eval.precise_bn_batches batches of `train_source`, with 0 not.
 
     Raises:
       FileNotFoundError: `directory` holds no trained model.
-      ValueError: the split has other classes than the run.
+      ValueError: the split has other classes than the run; batches do not divide over the mesh; or statistics are to be
+        taken anew, and there is no `train_source`.
     """
+    if config.eval.precise_bn_batches and train_source is None:
+        raise ValueError(
+            f"eval.precise_bn_batches={config.eval.precise_bn_batches} takes batches of training images; give "
+            "evaluate() a train_source, or set it to 0."
+        )
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
-    checks.check_mesh(config, False, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
     model = api.load(directory, config.eval.checkpoint, parallel.replicated(mesh))
+    sides = mesh.shape["data"], mesh.shape["spatial"]
+    checks.check_mesh(config, model.card.window, False, *sides, jax.process_count())
     if source.classes.digest() != model.card.classes.digest():
         raise ValueError(
             f"The split has the classes of {source.classes.name}, the run in {directory} those of "
@@ -55,7 +62,7 @@ def evaluate(config: ConfigDict, directory: Path, source: Source, train_source: 
     with lock(directory) if parallel.is_primary() else contextlib.nullcontext():
         parallel.wait_for_all("locked")
         variables = model.variables
-        if train_source is not None:
+        if train_source is not None and config.eval.precise_bn_batches:
             show = functools.partial(track, primary=parallel.is_primary())
             statistics = make_statistics(config, card, mesh, train_source, show)
             variables = variables | {"batch_stats": statistics(variables["params"])}

@@ -1,6 +1,7 @@
 """Pixel-wise cross entropy with void pixels, EncNet's loss on the classes present, and the sum that is minimised."""
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +44,19 @@ class PixelLoss:
     def __post_init__(self) -> None:
         parts = {name: getattr(self, name) for name in ("cross_entropy", "dice", "lovasz")}
         for name, weight in parts.items():
-            if not 0 <= weight < float("inf"):
+            if not 0 <= weight < math.inf:
                 raise ValueError(f"loss.{name}={weight} is no weight; choose 0 (off) or more.")
         if not any(parts.values()):
             raise ValueError("loss.cross_entropy, loss.dice and loss.lovasz are all 0; give one of them a weight.")
+        idle = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        idle = [f"loss.{name}" for name in idle if name not in parts]
+        if idle and not self.cross_entropy:
+            raise ValueError(f"loss.cross_entropy=0 leaves nothing for {', '.join(idle)} to act on; give it a weight.")
+        numbers = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in self.class_weights)
+        if self.class_weights and not (numbers and any(self.class_weights)):
+            raise ValueError(
+                f"loss.class_weights={self.class_weights} must be finite numbers of at least 0, not all 0; () is none."
+            )
         if self.class_weighting not in WEIGHTINGS:
             raise ValueError(
                 f"loss.class_weighting={self.class_weighting!r} is unknown; choose one of: {', '.join(WEIGHTINGS)}."
@@ -65,12 +75,11 @@ class PixelLoss:
             )
 
     def check(self, num_classes: int) -> None:
-        """Raise ValueError where the class weights are not those of `num_classes` classes."""
-        weights = self.class_weights
-        if weights and (len(weights) != num_classes or min(weights) < 0 or not max(weights) > 0):
+        """Raise ValueError where the class weights are not as many as the classes."""
+        if self.class_weights and len(self.class_weights) != num_classes:
             raise ValueError(
-                f"loss.class_weights holds {len(weights)} numbers from {min(weights)} to {max(weights)}; give one of "
-                f"at least 0 for each of the {num_classes} classes, not all 0, or () for none."
+                f"loss.class_weights holds {len(self.class_weights)} numbers; give one for each of the {num_classes} "
+                "classes, or () for none."
             )
 
 
@@ -108,10 +117,10 @@ def cross_entropy(logits: Array, label: Array, ignore_label: int, options: Pixel
         counted = hard_pixels(jnp.exp(-per_pixel), counted, options.ohem_threshold, options.ohem_min_kept)
     weight: Array | None = None
     if options.class_weights:
-        weight = jnp.where(of_label, jnp.asarray(options.class_weights), 0.0).sum(-1)
+        weight = jnp.where(of_label, jnp.asarray(options.class_weights, logits.dtype), 0.0).sum(-1)
         per_pixel = per_pixel * weight
     if options.label_smoothing:
-        each = jnp.asarray(options.class_weights or (1.0,) * logits.shape[-1]) / logits.shape[-1]
+        each = jnp.asarray(options.class_weights or (1.0,) * logits.shape[-1], logits.dtype) / logits.shape[-1]
         even = log_sum * each.sum() - (logits * each).sum(-1)
         per_pixel = (1 - options.label_smoothing) * per_pixel + options.label_smoothing * even
     total = jnp.where(counted, per_pixel, 0.0).sum()

@@ -12,7 +12,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from psp_jax import checks, parallel
+from psp_jax import parallel
 from psp_jax.data.pipeline import Source, train_batches
 from psp_jax.data.transforms import AugmentSettings
 from psp_jax.models import build_model
@@ -56,13 +56,13 @@ def make_statistics(
 ) -> Callable[[Any], Any]:
     """Return the function parameters -> `batch_stats`: mean and variance over config.eval.precise_bn_batches batches.
 
-    The batches are the first of a run with config.seed, cropped and augmented as there, so the same parameters give the
-    same statistics. Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021), section 3, and fvcore's
-    precise_bn: the variance is that of all positions of all batches together.
+    The batches are the first of a run with config.seed, in the network's own crops, augmented as `config` says, so the
+    same parameters give the same statistics. Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021), section
+    3, and fvcore's precise_bn: the variance is that of all positions of all batches together.
 
     Args:
-      config: of a run; its crop size, batch size, augmentation and seed are used.
-      card: of the network.
+      config: of a run or an evaluation; its batch size, augmentation and seed are used.
+      card: of the network; its window is the size of the crops.
       source: the images to train on.
       track: shows how far it is; see `psp_jax.progress.track`.
     """
@@ -74,7 +74,7 @@ def make_statistics(
     def statistics(params: Any) -> Any:
         batches = train_batches(
             source,
-            crop_size=checks.crop_size(config),
+            crop_size=card.window,
             batch_size=config.train.batch_size,
             seed=config.seed,
             num_steps=number,

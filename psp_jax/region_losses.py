@@ -61,7 +61,7 @@ def lovasz_softmax(logits: Array, label: Array, ignore_label: int) -> Array:
             slope = _jaccard_slopes(error.ravel(), own.ravel()).reshape(label.shape)
             return jnp.where(counted, jnp.where(own, -slope, slope), 0.0)
 
-        return lax.cond(own.any(), sorted_slopes, lambda: jnp.zeros(label.shape))
+        return lax.cond(own.any(), sorted_slopes, lambda: jnp.zeros(label.shape, jnp.float32))
 
     # While the order of the errors stays, a class's loss is linear in its probabilities: no gradient through a sort.
     slope = lax.map(slopes, (jnp.arange(len(probability)), lax.stop_gradient(probability)))
@@ -85,4 +85,4 @@ def _jaccard_slopes(error: Array, own: Array) -> Array:
     intersection = own.sum(dtype=jnp.int32) - jnp.cumsum(own, dtype=jnp.int32)
     union = (own.sum(dtype=jnp.int32) + jnp.cumsum(~own, dtype=jnp.int32)).astype(jnp.float32)
     slope = jnp.where(own, 1 / union, intersection / (union * (union - 1)))
-    return lax.sort((pixels, slope), num_keys=1)[1]
+    return jnp.zeros_like(slope).at[pixels].set(slope, unique_indices=True)

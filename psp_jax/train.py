@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,8 @@ from ml_collections import ConfigDict
 
 from psp_jax import checks, parallel
 from psp_jax.checkpoint import Checkpoints
+from psp_jax.class_weights import complete
 from psp_jax.config import check_fields
-from psp_jax.data.frequencies import count_pixels, inverse_log_frequency
 from psp_jax.data.pipeline import train_batches
 from psp_jax.data.source import Source
 from psp_jax.data.transforms import AugmentSettings
@@ -28,7 +27,7 @@ from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model, check_model, variable_shapes
 from psp_jax.optimizer import poly_schedule, sgd
 from psp_jax.precise_bn import make_statistics
-from psp_jax.progress import Progress, track
+from psp_jax.progress import Progress
 from psp_jax.recorder import Recorder
 from psp_jax.train_step import (
     IMAGENET_MEAN,
@@ -75,15 +74,14 @@ def train(
       TrainingDiverged: loss or gradient is not finite; the last checkpoint before that is kept.
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
-    checks.check_mesh(config, True, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
+    sides = mesh.shape["data"], mesh.shape["spatial"]
+    checks.check_mesh(config, checks.crop_size(config), True, *sides, jax.process_count())
     PixelLoss(**config.loss).check(train_source.classes.num_classes)
     steps = checks.total_steps(config, len(train_source))
     card = _card(config, train_source)
     check_owner(directory, _plain(config), card.classes, len(train_source), override)
     model = build_model(card.model, card.classes.num_classes)
     schedule, optimizer = _optimizer(config, steps)
-    pixel_loss = _pixel_loss(config, train_source)
-    step_fn = _step_function(config, card, model, optimizer, mesh, pixel_loss)
     state = create_state(model, optimizer, config.seed, parallel.replicated(mesh), bool(config.train.ema_decay))
     primary = parallel.is_primary()
     with contextlib.ExitStack() as stack:
@@ -98,6 +96,8 @@ def train(
         else:
             state, origin = _initialised(state, config.init, card, mesh)
         start = int(state.step)
+        pixel_loss = complete(PixelLoss(**config.loss), _plain(config), train_source, directory, start, steps)
+        step_fn = _step_function(config, card, model, optimizer, mesh, pixel_loss)
         if primary:  # only now: a run that cannot go on keeps the record of what it was
             card.write(directory)
             write_json(directory / "config.json", _record(config, card, steps, len(train_source), pixel_loss))
@@ -122,18 +122,6 @@ def _card(config: ConfigDict, source: Source) -> ModelCard:
         window=checks.crop_size(config),
         base_size=config.eval.base_size[0] if len(config.eval.base_size) == 1 else 512,
     )
-
-
-def _pixel_loss(config: ConfigDict, source: Source) -> PixelLoss:
-    """Return the loss that `config` describes, with the class weights that it asks for."""
-    loss = PixelLoss(**config.loss)
-    if loss.class_weighting == "none":
-        return loss
-    with track(len(source), "class frequencies", primary=parallel.is_primary()) as advance:
-        pixels = count_pixels(source, advance)
-    if not parallel.agree(zlib.crc32(pixels.tobytes()) >> 1):
-        raise ValueError(f"{source.directory} differs between the processes of this run; prepare it alike for all.")
-    return replace(loss, class_weights=inverse_log_frequency(pixels), class_weighting="none")
 
 
 def _initialised(state: TrainState, init: ConfigDict, card: ModelCard, mesh: Mesh) -> tuple[TrainState, str]:

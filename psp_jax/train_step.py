@@ -93,7 +93,7 @@ def make_train_step(
     The batch is global: {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. Dropout is a function of `dropout_seed` and
     the step. `constrain` pins the sharding of maps [B, h, w, C] before the loss (a resize of a map that
     is split by rows loses the split). Metrics are scalars: loss and the parts that `segmentation_loss` names,
-    grad_norm, and state_norm of the new parameters and statistics. `ema_decay` is that of a running mean in the state.
+    grad_norm, and state_norm of the new parameters, statistics and running mean, whose decay is `ema_decay`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -125,9 +125,9 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **parts, "grad_norm": optax.tree.norm(gradients)}
-        # Whatever else goes wrong in the update shows here: the state that a checkpoint would hold.
-        metrics["state_norm"] = optax.tree.norm((params, batch_stats))
         averaged = _average(state, params, ema_decay)
+        # Whatever else goes wrong in the update shows here: the state that a checkpoint would hold.
+        metrics["state_norm"] = optax.tree.norm((params, batch_stats, averaged))
         return TrainState(state.step + 1, params, batch_stats, opt_state, averaged), metrics
 
     return train_step

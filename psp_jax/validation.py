@@ -76,6 +76,11 @@ class Validation:
         self._protocol, self._options = protocol, config.eval
         self._track = progress.track if progress else functools.partial(track, primary=parallel.is_primary())
         self._workers, self._split = config.data.num_workers, config.data.eval_split
+        self._statistics = {
+            "precise_bn_batches": config.eval.precise_bn_batches,
+            "precise_bn_batch_size": config.train.batch_size,
+            "precise_bn_crop_size": list(card.window),
+        }
         self._pictures = min(config.log.images, len(source))
         self._work = np.ones(len(source), np.int64)  # of each image, for the progress display
         forward = make_forward(model, card.mean, card.std)
@@ -138,7 +143,7 @@ class Validation:
             self._write_missing_predictions(variables)
         record = {"step": step, "split": self._split, "images": len(source), "protocol": protocol}
         if self._options.precise_bn_batches:
-            record["precise_bn_batches"] = self._options.precise_bn_batches
+            record |= self._statistics
         scores = results.image_scores(tally)
         chosen = results.choose_gallery(scores, self._options.gallery)
         pictured = self._pictured(variables, chosen)

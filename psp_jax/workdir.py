@@ -108,7 +108,8 @@ def check_owner(
       config: the configuration as plain values.
       classes: of the training split.
       train_images: how many there are.
-      override: accept changed fields, except those of the network and the classes: its parameters could not be read.
+      override: accept changed fields, except those of the network, the classes, and whether parameters are averaged:
+        the checkpoints could not be read.
     """
     path = directory / "config.json"
     if not path.exists():
@@ -125,7 +126,6 @@ def check_owner(
     if not any((directory / CHECKPOINTS).glob("*")):
         return  # ended before its first checkpoint: nothing to protect
     changed = changed_fields(former["config"], config)
-    decays = [dict(flatten(fields))["train.ema_decay"] for fields in (_complete(former["config"]), config)]
     fixed = [field for field in changed if field.startswith("model.")]
     if former["classes_digest"] != classes.digest():
         fixed.append("the class names or the mapping of label values")
@@ -133,11 +133,11 @@ def check_owner(
         changed.append(f"training images: {former['resolved']['train_images']} -> {train_images}")
     if fixed:
         raise ValueError(f"{directory} holds another network ({'; '.join(fixed)}); choose a new --workdir.")
-    if bool(decays[0]) != bool(decays[1]):
+    before, now = former["config"]["train"].get("ema_decay", 0), config["train"]["ema_decay"]
+    if bool(before) != bool(now):
         raise ValueError(
-            f"{directory} holds a run {'with' if decays[0] else 'without'} averaged parameters, which can neither begin "
-            f"nor end on the way (train.ema_decay: {decays[0]} -> {decays[1]}); set it as it was, or choose a new "
-            "--workdir."
+            f"{directory} holds a run {'with' if before else 'without'} averaged parameters, which can neither begin "
+            f"nor end on the way (train.ema_decay: {before} -> {now}); set it as it was, or choose a new --workdir."
         )
     if changed and not override:
         raise ValueError(

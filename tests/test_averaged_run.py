@@ -13,12 +13,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import psp_jax
-from psp_jax import checks
+from psp_jax import checks, class_weights
 from psp_jax.checkpoint import load_variables
 from psp_jax.config import defaults
+from psp_jax.data.frequencies import count_pixels, inverse_log_frequency
 from psp_jax.data.prepared import ensure_prepared
 from psp_jax.data.source import Source, open_source
 from psp_jax.evaluate import evaluate
+from psp_jax.losses import PixelLoss
 from psp_jax.train import train
 from psp_jax.train_step import TrainState
 
@@ -56,7 +58,11 @@ def metrics(workdir: Path) -> Any:
     return json.loads((workdir / "eval" / "metrics.json").read_text())
 
 
-def test_a_resumed_run_ends_as_if_never_stopped(averaged: Averaged, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_as_if_never_stopped(
+    averaged: Averaged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its class weights too: no label is counted again."""
+    monkeypatch.setattr(class_weights, "count_pixels", lambda *_: pytest.fail("labels are read again"))
     workdir = tmp_path / "w"
     shutil.copytree(averaged.workdir, workdir)
     shutil.rmtree(workdir / "checkpoints" / "3")
@@ -81,6 +87,18 @@ def test_class_weights_are_those_of_the_labelled_pixels(averaged: Averaged) -> N
     np.testing.assert_allclose(record["resolved"]["class_weights"], 1 / np.log(1.02 + shares), rtol=1e-12)
 
 
+def test_class_weights_are_made_where_there_are_none_to_keep(averaged: Averaged) -> None:
+    """The weights that config.json holds are those of other data, and of no use to a run without a step left."""
+    config = averaged.config.to_dict()
+    loss, former = PixelLoss(**config["loss"]), class_weights.recorded(averaged.workdir, config, 9)
+    config["data"]["train_split"] = "val"
+    val = inverse_log_frequency(count_pixels(averaged.sources[1], lambda n: None))
+    for start, steps, expected in ((0, 3, val), (2, 3, val), (3, 3, ())):
+        found = class_weights.complete(loss, config, averaged.sources[1], averaged.workdir, start, steps)
+        assert found.class_weights == expected != former
+        assert found.class_weighting == "none"
+
+
 def test_parts_of_the_loss_are_logged(averaged: Averaged) -> None:
     for line in map(json.loads, (averaged.workdir / "metrics.jsonl").read_text().splitlines()):
         assert line["main_loss"] > (line["dice_loss"] + line["lovasz_loss"]) / 2 > 0
@@ -88,16 +106,27 @@ def test_parts_of_the_loss_are_logged(averaged: Averaged) -> None:
 
 
 def test_evaluation_takes_the_statistics_anew(averaged: Averaged, tmp_path: Path) -> None:
-    """With the run's own number of batches the scores are those of its last validation, with another they are not."""
+    """With the run's own number of batches the scores are those of its last validation, with another they are not.
+
+    The crops are the network's own, whatever those of the command's configuration; 0 batches leave what was saved.
+    """
     workdir = tmp_path / "w"
     shutil.copytree(averaged.workdir, workdir)
     before = metrics(workdir)
-    for number in (2, 1):
-        config = ConfigDict(averaged.config)
+    config = ConfigDict(averaged.config)
+    config.train.crop_size = (65,)
+    for number in (2, 1, 0):
         config.eval.precise_bn_batches = number
         evaluate(config, workdir, averaged.sources[1], averaged.sources[0])
-        assert metrics(workdir)["precise_bn_batches"] == number
-        assert (metrics(workdir)["per_class_iou"] == before["per_class_iou"]) == (number == 2)
+        found = {name: value for name, value in metrics(workdir).items() if name.startswith("precise_bn")}
+        sizes = {"precise_bn_batch_size": 8, "precise_bn_crop_size": [41, 41]}
+        assert found == ({"precise_bn_batches": number} | sizes if number else {})
+        assert (metrics(workdir)["per_class_iou"] == before["per_class_iou"]) == (number != 1)
+
+
+def test_statistics_of_no_images_are_refused(averaged: Averaged) -> None:
+    with pytest.raises(ValueError, match=r"eval\.precise_bn_batches=2 takes batches of training images; give .* 0\."):
+        evaluate(averaged.config, averaged.workdir, averaged.sources[1])
 
 
 def test_the_command_evaluates_with_statistics_of_the_training_split(finished_run: Run, tmp_path: Path) -> None:
@@ -116,11 +145,12 @@ def test_averaging_may_change_but_neither_begin_nor_end_on_the_way(
     shutil.copytree(averaged.workdir, tmp_path / "w")
     config = ConfigDict(averaged.config)
     config.train.ema_decay = decay
-    with pytest.raises(ValueError, match=rf"train\.ema_decay: 0\.5 -> {decay}.*or give --resume=override"):
+    remedy = "or give --resume=override" if decay else "choose a new --workdir"
+    with pytest.raises(ValueError, match=rf"train\.ema_decay: 0\.5 -> {decay}.*{remedy}"):
         train(config, tmp_path / "w", *averaged.sources)
     if decay:
         assert int(train(config, tmp_path / "w", *averaged.sources, override=True).step) == 3
         return
-    with pytest.raises(ValueError, match=r"step 3 was saved with averaged parameters.* would now leave them out"):
+    with pytest.raises(ValueError, match=r"a run with averaged parameters, which can neither begin nor end on the way"):
         train(config, tmp_path / "w", *averaged.sources, override=True)
     assert json.loads((tmp_path / "w" / "config.json").read_text())["config"]["train"]["ema_decay"] == 0.5

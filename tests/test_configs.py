@@ -1,12 +1,13 @@
 """Every configuration file and variant passes the checks that a run begins with."""
 
 import importlib.util
+import math
 from typing import Any
 
 import pytest
 from conftest import ROOT
 
-from psp_jax.checks import check_values, crop_size, eval_window, total_steps
+from psp_jax.checks import check_mesh, check_values, crop_size, eval_window, total_steps
 from psp_jax.config import check_fields, defaults
 from psp_jax.data.builders import BUILDERS
 from psp_jax.data.transforms import AugmentSettings
@@ -107,3 +108,32 @@ def test_presence_loss_needs_a_head_that_tells_the_classes_present() -> None:
         check_values(config)
     config.model.head = "enc"
     check_values(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train.ema_decay", math.nan, r"train\.ema_decay=nan must be at least 0, and finite"),
+        ("optimizer.base_lr", math.inf, r"optimizer\.base_lr=inf must be at least 0, and finite"),
+        ("optimizer.head_lr_multiplier", -1.0, r"optimizer\.head_lr_multiplier=-1\.0 must be at least 0"),
+        ("optimizer.end_lr", 0.1, r"optimizer\.end_lr=0\.1 must not be above optimizer\.base_lr=0\.01"),
+    ],
+)
+def test_values_that_make_no_run_are_refused(field: str, value: float, message: str) -> None:
+    config = defaults()
+    config.train.steps = 1
+    check_values(config)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message):
+        check_values(config)
+
+
+def test_rows_of_an_evaluation_are_those_of_the_networks_crops() -> None:
+    config = defaults()
+    config.train.crop_size = (41,)
+    config.eval.precise_bn_batches = 2
+    check_mesh(config, (48, 48), False, 4, 2, 1)
+    with pytest.raises(ValueError, match=r"crops have 41 rows, which mesh\.spatial=2 does not divide"):
+        check_mesh(config, (41, 41), False, 4, 2, 1)
+    config.eval.precise_bn_batches = 0
+    check_mesh(config, (41, 41), False, 4, 2, 1)

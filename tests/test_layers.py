@@ -17,7 +17,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("api", "validation", "recorder", "ablation"),  # assembled pieces of the rows below
     ("sliding", "tiling", "report", "results", "deploy"),
     ("inference", "checkpoint", "precise_bn"),
-    ("train_step",),
+    ("train_step", "class_weights"),
     # Parts, independent of each other.
     (
         *("models", "data", "weights", "losses", "optimizer", "metrics", "progress", "workdir"),

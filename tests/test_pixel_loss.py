@@ -78,9 +78,16 @@ def test_class_weights_that_were_not_made_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_weights": (1.0, 2.0)}, r"loss\.class_weights holds 2 numbers .* each of the 3 classes"),
-        ({"class_weights": (1.0, -2.0, 1.0)}, r"from -2\.0 to 1\.0"),
+        ({"class_weights": (1.0, -2.0, 1.0)}, r"loss\.class_weights=\(1\.0, -2\.0, 1\.0\) must be finite numbers"),
+        ({"class_weights": (1.0, float("inf"), 1.0)}, r"inf, 1\.0\) must be finite numbers of at least 0"),
+        ({"class_weights": (1.0, float("nan"), 1.0)}, r"nan, 1\.0\) must be finite numbers of at least 0"),
+        ({"class_weights": ("1", "2", "1")}, r"\('1', '2', '1'\) must be finite numbers of at least 0"),
         ({"class_weights": (0.0, 0.0, 0.0)}, r"not all 0"),
+        ({"dice": 1.0, "cross_entropy": 0.0, "class_weights": (1.0, 2.0)}, r"nothing for loss\.class_weights to"),
+        (
+            {"dice": 1.0, "cross_entropy": 0.0, "label_smoothing": 0.1, "ohem_threshold": 0.7},
+            r"cross_entropy=0 leaves nothing for loss\.label_smoothing, loss\.ohem_threshold to act on",
+        ),
         ({"label_smoothing": 1.0}, r"loss\.label_smoothing=1\.0 must be at least 0 and below 1"),
         ({"ohem_threshold": 1.5}, r"loss\.ohem_threshold=1\.5 is no probability"),
         ({"cross_entropy": 0.0}, r"loss\.cross_entropy, loss\.dice and loss\.lovasz are all 0; give one of them"),
@@ -93,4 +100,11 @@ def test_class_weights_that_were_not_made_are_refused() -> None:
 )
 def test_impossible_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PixelLoss(**options).check(3)
+        PixelLoss(**options)
+
+
+def test_class_weights_are_as_many_as_the_classes() -> None:
+    options = PixelLoss(class_weights=(1.0, 2.0))
+    options.check(2)
+    with pytest.raises(ValueError, match=r"loss\.class_weights holds 2 numbers; give one for each of the 3 classes"):
+        options.check(3)

@@ -42,7 +42,7 @@ def estimate(number: int, spatial: int, **settings: Any) -> tuple[Any, Any, Any,
     config = defaults()
     config.model.update(depth=10, width=8, stem="7x7", head_channels=8, aux_channels=8, align_corners=False)
     config.model.update(dropout=0.0, **settings)
-    config.train.update(batch_size=BATCH, crop_size=(SIDE,))
+    config.train.update(batch_size=BATCH, crop_size=(2 * SIDE,))  # not the network's own, which counts
     config.eval.precise_bn_batches = number
     config.data.num_workers = 0
     classes = ClassTable.from_dict({"name": "noise", "names": ["a", "b", "c"]})

@@ -9,7 +9,7 @@ import pytest
 
 from psp_jax import parallel
 from psp_jax.losses import PixelLoss, segmentation_loss
-from psp_jax.region_losses import dice_loss, lovasz_softmax
+from psp_jax.region_losses import _jaccard_slopes, dice_loss, lovasz_softmax
 
 # Three labelled pixels of two classes: probabilities of class 0 are 3/4, 1/2 and 1/4; the last pixel is void.
 LOGITS = jnp.log(jnp.array([[[[3.0, 1.0], [1.0, 1.0], [1.0, 3.0], [9.0, 1.0]]]]))
@@ -111,11 +111,33 @@ def test_certain_right_and_wrong_predictions(loss: Loss) -> None:
 
 
 def test_many_pixels_keep_their_slopes() -> None:
-    """Half a million pixels of equal errors: the slopes sum to the whole Jaccard loss."""
-    label = jnp.tile(jnp.array([0, 1]), 1 << 18)[None, None]
-    loss, gradient = jax.value_and_grad(lovasz_softmax)(jnp.zeros((*label.shape, 2)), label, 255)
-    np.testing.assert_allclose(loss, 0.5, rtol=1e-4)
-    assert np.isfinite(gradient).all()
+    """Each slope in float64; differences of neighbours in float32 would be far off."""
+    rng, size = np.random.default_rng(5), 1 << 18
+    error = (rng.permutation(size) / size).astype(np.float32)  # exact, and no two alike
+    own = rng.uniform(size=size) < 0.3
+    order = np.argsort(-error)
+    intersection = own.sum() - np.cumsum(own[order])
+    union = own.sum() + np.cumsum(~own[order])
+    expected = np.where(own[order], 1 / union, intersection / (union * (union - 1.0)))
+    found = np.asarray(jax.jit(_jaccard_slopes)(error, own))[order]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    naive = np.diff(1 - intersection.astype(np.float32) / union.astype(np.float32), prepend=np.float32(0))
+    assert np.max(np.abs(naive - expected)[expected > 0] / expected[expected > 0]) > 0.1
+
+
+@pytest.mark.parametrize("options", [PixelLoss(lovasz=1.0), PixelLoss(class_weights=(1.0,) * 6, label_smoothing=0.1)])
+def test_double_precision_elsewhere_changes_nothing(options: PixelLoss) -> None:
+    logits, label = batch(6)
+    weights = {"aux_weight": 0.0, "align_corners": False, "ignore_label": 255}
+
+    def loss(logits: jax.Array) -> jax.Array:
+        return segmentation_loss({"logits": logits}, jnp.asarray(label), **weights, pixel_loss=options)[0]
+
+    expected = jax.grad(loss)(jnp.asarray(logits))
+    with jax.enable_x64(True):
+        gradient = jax.grad(loss)(jnp.asarray(logits))
+    assert gradient.dtype == np.float32
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_parts_add_up_with_their_weights() -> None:

@@ -63,3 +63,11 @@ def test_running_mean_of_the_parameters() -> None:
     assert plain.variables["params"] is plain.params
     assert state.variables == {"params": state.averaged, "batch_stats": state.batch_stats}
     assert jnp.abs(state.averaged["Dense_0"]["kernel"] - state.params["Dense_0"]["kernel"]).max() > 1e-4
+
+
+def test_a_running_mean_that_is_not_finite_shows_in_the_state_norm() -> None:
+    state, step_fn = start(True)
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.averaged)
+    metrics = step_fn(state.replace(averaged=broken), batch(0))[1]
+    assert np.isfinite(metrics["loss"])
+    assert np.isnan(metrics["state_norm"])

@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from psp_jax import parallel
 from psp_jax.config import defaults
+from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model
 from psp_jax.optimizer import poly_schedule, sgd
 from psp_jax.train_step import create_state, make_train_step
@@ -52,6 +53,8 @@ def main(output: str, spatial: str = "1", head: str = "psp", *distributed: str) 
             std=(60.0, 60.0, 60.0),
             aux_weight=0.4,
             se_weight=0.2,
+            pixel_loss=PixelLoss(dice=0.5, lovasz=0.5),
+            ema_decay=0.9,
             align_corners=False,
             ignore_label=255,
             dropout_seed=7,
@@ -59,7 +62,7 @@ def main(output: str, spatial: str = "1", head: str = "psp", *distributed: str) 
         ),
         donate_argnums=0,
     )
-    state = create_state(model, optimizer, 0, parallel.replicated(mesh))
+    state = create_state(model, optimizer, 0, parallel.replicated(mesh), average=True)
     rows = BATCH // jax.process_count()
     mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
     record: dict[str, np.ndarray] = {"devices": np.array(jax.device_count())}
@@ -68,7 +71,8 @@ def main(output: str, spatial: str = "1", head: str = "psp", *distributed: str) 
         state, metrics = step_fn(state, parallel.to_global(local, parallel.batch_sharding(mesh)))
         record[f"loss{step}"] = np.asarray(metrics["loss"])
         if step == 0:  # later ones multiply the differences of rounding
-            record |= flat("stats", state.batch_stats) | flat("params", state.params)
+            for name in ("batch_stats", "params", "averaged"):
+                record |= flat(name, getattr(state, name))
     record["compiles"] = np.array(step_fn._cache_size())
     if parallel.is_primary():
         np.savez(output, **record)

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from psp_jax.data import decode
 from psp_jax.data.source import Source
 
 
@@ -22,10 +21,7 @@ def count_pixels(source: Source, advance: Callable[[int], None]) -> np.ndarray:
     """
 
     def count(index: int) -> np.ndarray:
-        record = source._record(index)
-        where = f"The annotation of {source.directory}, {source.split} example {index} ({record['id'].decode()})"
-        label = source.classes.to_train(decode.decode_annotation(record["annotation"], where), where)
-        return np.bincount(label.ravel(), minlength=256)[: source.classes.num_classes]
+        return np.bincount(source.label(index).ravel(), minlength=256)[: source.classes.num_classes]
 
     total = np.zeros(source.classes.num_classes, np.int64)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:  # decoding lets go of the interpreter's lock

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
@@ -58,11 +59,12 @@ class Source:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self._record(index)
-        name = self._id(index, record)
-        where = f"{self.directory}, {self.split} example {index} ({name})"
-        image = decode.decode_image(record["image"], f"The image of {where}")
-        annotation = decode.decode_annotation(record["annotation"], f"The annotation of {where}")
-        return {"image": image, "label": self.classes.to_train(annotation, where), "id": name}
+        image = decode.decode_image(record["image"], f"The image of {self._where(index, record)}")
+        return {"image": image, "label": self._label(index, record), "id": self._id(index, record)}
+
+    def label(self, index: int) -> np.ndarray:
+        """Return the label of an example, u8[H, W] training ids with 255 for void, without decoding its image."""
+        return self._label(index, self._record(index))
 
     def ids(self, index: int) -> str:
         """Return the id of an example without decoding its pixels."""
@@ -75,6 +77,13 @@ class Source:
 
     def _id(self, index: int, record: dict[str, bytes]) -> str:
         return next(prefix for end, prefix in self._prefixes if index < end) + record["id"].decode()
+
+    def _where(self, index: int, record: dict[str, bytes]) -> str:
+        return f"{self.directory}, {self.split} example {index} ({self._id(index, record)})"
+
+    def _label(self, index: int, record: dict[str, bytes]) -> np.ndarray:
+        where = f"The annotation of {self._where(index, record)}"
+        return self.classes.to_train(decode.decode_annotation(record["annotation"], where), where)
 
     def _record(self, index: int) -> dict[str, bytes]:
         if not 0 <= index < len(self):
