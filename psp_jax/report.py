@@ -130,7 +130,7 @@ def read_gallery(directory: Path, classes: ClassTable) -> list[dict[str, Any]]:
 
 
 def write_page(path: Path, kind: str, title: str, payload: dict[str, Any]) -> Path:
-    """Write a page of one `kind`, "report" or "compare", whole or not at all, and return `path`.
+    """Write a page of one `kind`, the name of its script in report_page, whole or not at all; return `path`.
 
     The payload travels as JSON without any "<", so that no text in it can end its element. The content security policy
     forbids all requests and every script but the page's own.

@@ -57,12 +57,18 @@ class Source:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = self.pair(index)
+        image = decode.decode_image(pair.image, pair.image_name)
+        annotation = decode.decode_annotation(pair.annotation, pair.annotation_name)
+        return {"image": image, "label": self.classes.to_train(annotation, pair.annotation_name), "id": pair.id}
+
+    def pair(self, index: int) -> builders.Pair:
+        """Return an example as it is stored: image and annotation encoded, and the names that errors give them."""
         record = self._record(index)
         name = self._id(index, record)
         where = f"{self.directory}, {self.split} example {index} ({name})"
-        image = decode.decode_image(record["image"], f"The image of {where}")
-        annotation = decode.decode_annotation(record["annotation"], f"The annotation of {where}")
-        return {"image": image, "label": self.classes.to_train(annotation, where), "id": name}
+        files = (record["image"], record["annotation"])
+        return builders.Pair(name, *files, f"The image of {where}", f"The annotation of {where}")
 
     def ids(self, index: int) -> str:
         """Return the id of an example without decoding its pixels."""
