@@ -18,7 +18,7 @@ from PIL import Image
 from psp_jax.classes import ClassTable
 from psp_jax.data import decode
 from psp_jax.data.builders import Pair
-from psp_jax.data.builders.base import check_pair
+from psp_jax.data.builders.base import check_same_size
 from psp_jax.data.contents import Contents, Problem
 from psp_jax.data.threads import map_ahead
 from psp_jax.visualize import overlay_with_legend
@@ -120,10 +120,9 @@ def look(contents: Contents, split: str, index: int) -> Look:
             contents.classes.to_train(label, pair.annotation_name)
     picture = b""
     if image is not None and label is not None:
-        if image.shape[:2] != label.shape:
-            with noting("size", pair.annotation_name):
-                check_pair(pair, contents.classes)  # has the words for it
-        elif index in np.linspace(0, contents.counts[split] - 1, PICTURES).astype(int):
+        with noting("size", pair.annotation_name):
+            check_same_size(pair, image, label)
+        if image.shape[:2] == label.shape and index in np.linspace(0, contents.counts[split] - 1, PICTURES).astype(int):
             picture = _picture(image, label, contents.classes)
     seen = Look(split, pair.id, tuple(problems), picture=picture)
     if image is not None:

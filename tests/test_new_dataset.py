@@ -1,0 +1,397 @@
+"""A data set of anyone's images and masks: paired, checked, split, named, and ready to train on."""
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, run_module
+from PIL import Image
+
+from psp_jax import config as configuration
+from psp_jax.check_data import read_config
+from psp_jax.checks import check_values, crop_size, total_steps
+from psp_jax.classes import get
+from psp_jax.data.pairing import assign_splits, find_pairs
+from psp_jax.data.source import open_source
+from psp_jax.new_dataset import config_text, new_dataset
+
+HEIGHT, WIDTH = 44, 60
+RED, GREEN, BLACK = (200, 0, 0), (0, 160, 0), (0, 0, 0)
+
+
+def mask(index: int, values: tuple[int, ...] = (0, 1, 2, 255)) -> np.ndarray:
+    """Return u8[HEIGHT, WIDTH]: stripes of the values, moved for each index."""
+    stripes = np.array(values, np.uint8)[(np.arange(WIDTH) // 15 + index) % len(values)]
+    return np.tile(stripes, (HEIGHT, 1))
+
+
+def save(path: Path, pixels: np.ndarray, palette: list[int] | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(pixels)
+    if palette:
+        picture.putpalette(palette)
+    picture.save(path)
+    return path
+
+
+def write(
+    root: Path, masks: list[np.ndarray], name: str = "p{:02}", ending: str = "", **options: Any
+) -> dict[str, Path]:
+    """Write images i/NAME.jpg and masks m/NAME.png of the same size; returns the arguments of new_dataset."""
+    rng = np.random.default_rng(0)
+    for index, pixels in enumerate(masks):
+        image = rng.integers(0, 256, (*pixels.shape[:2], 3)).astype(np.uint8)
+        save(root / "i" / f"{name.format(index)}.jpg", image)
+        save(root / "m" / f"{name.format(index)}{ending}.png", pixels, **options)
+    return {"images": root / "i", "mask_folder": root / "m", "output": root / "out"}
+
+
+def classes(output: Path) -> dict[str, Any]:
+    return json.loads((output / "classes.json").read_text())
+
+
+def written(output: Path) -> dict[str, np.ndarray]:
+    """Return the values of each annotation by SPLIT/NAME."""
+    files = sorted(output.glob("annotations/*/*.png"))
+    return {f"{file.parent.name}/{file.stem}": np.array(Image.open(file)) for file in files}
+
+
+def test_masks_of_values_become_a_data_set(tmp_path: Path) -> None:
+    where = write(tmp_path, [mask(i) for i in range(12)])
+    config = new_dataset(**where, validation=0.3)
+    assert classes(where["output"]) == {"names": ["class 0", "class 1", "class 2"], "raw_ids": [0, 1, 2], "ignore": 255}
+    found = written(where["output"])
+    assert sorted(name.split("/")[1] for name in found) == [f"p{i:02}" for i in range(12)]
+    for name, pixels in found.items():
+        np.testing.assert_array_equal(pixels, mask(int(name[-2:])))
+        image = where["output"] / "images" / f"{name}.jpg"
+        assert os.path.samefile(image, where["images"] / image.name)  # a hard link takes no space
+    fields = read_config(str(config), [])
+    configuration.check_fields(fields)
+    check_values(fields)
+    assert (fields.data.dir, fields.data.eval_split) == (str(where["output"].resolve()), "val")
+
+
+def test_the_same_pair_is_in_the_same_split_when_others_are_added() -> None:
+    first = {f"photo{i}": (Path("a"), Path("b")) for i in range(300)}
+    more = first | {f"other{i}": (Path("a"), Path("b")) for i in range(300)}
+    split_of = {name: split for split, name in assign_splits(more, 0.2)}
+    assert all(split_of[name] == split for split, name in assign_splits(first, 0.2))
+    assert 0.14 < sum(split == "val" for split in split_of.values()) / 600 < 0.26  # 3.6 standard deviations
+
+
+def test_each_split_gets_what_it_needs() -> None:
+    for count in (3, 4, 5):
+        for share in (1e-9, 1 - 1e-9):
+            splits = [
+                split for split, _ in assign_splits({str(i): (Path("a"), Path("b")) for i in range(count)}, share)
+            ]
+            assert splits.count("val") >= 1 and splits.count("train") >= 2
+    with pytest.raises(ValueError, match="There are 2 pairs; at least two to train and one to validate"):
+        assign_splits({"a": (Path("a"), Path("b")), "b": (Path("c"), Path("d"))}, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("a/x.jpg", "a/x.png"),
+        ("x.JPG", "x_mask.png"),
+        ("x_leftImg8bit.png", "x_gtFine_labelIds.png"),
+        ("x.jpeg", "x_L.png"),
+        ("deep/x.jpg", "elsewhere/x.png"),  # no path agrees, the names do
+    ],
+)
+def test_names_that_belong_together(tmp_path: Path, image: str, label: str) -> None:
+    for part, name in (("i", image), ("m", label), ("m", "y_color.png"), ("i", ".hidden.jpg")):
+        (tmp_path / part / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / part / name).touch()
+    found = find_pairs(tmp_path / "i", tmp_path / "m")
+    assert list(found.pairs.values()) == [(tmp_path / "i" / image, tmp_path / "m" / label)]
+    assert (found.images_alone, found.masks_alone) == ([], [tmp_path / "m" / "y_color.png"])
+
+
+def test_images_and_masks_in_one_folder(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.png", "a_mask.png", "b_mask.png", "c_mask.png"):
+        (tmp_path / name).touch()
+    found = find_pairs(tmp_path, tmp_path)
+    assert {name: pair[1].name for name, pair in found.pairs.items()} == {"a": "a_mask.png", "b": "b_mask.png"}
+    for name in ("a_mask.png", "b_mask.png", "c_mask.png"):
+        (tmp_path / name).unlink()
+    (tmp_path / "a.png").touch()
+    assert list(find_pairs(tmp_path, tmp_path).pairs.values()) == [(tmp_path / "a.jpg", tmp_path / "a.png")]
+
+
+def test_ambiguous_names_are_refused_until_an_ending_decides(tmp_path: Path) -> None:
+    for name in ("i/x.jpg", "m/x_labelIds.png", "m/x_labelTrainIds.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    folders = tmp_path / "i", tmp_path / "m"
+    with pytest.raises(
+        ValueError, match=r"x_labelIds\.png and .*x_labelTrainIds\.png both fit the image .*--mask_ending"
+    ):
+        find_pairs(*folders)
+    assert find_pairs(*folders, "_labelTrainIds").pairs["x"][1].name == "x_labelTrainIds.png"
+    (tmp_path / "i" / "x.png").touch()
+    with pytest.raises(ValueError, match=r"x\.jpg and .*x\.png both fit the mask"):
+        find_pairs(*folders, "_labelIds")
+
+
+def test_folders_of_splits_are_kept(tmp_path: Path) -> None:
+    where = write(tmp_path / "a", [mask(i) for i in range(4)], "training/street/{}")
+    write(tmp_path / "a", [mask(i) for i in range(2)], "Validation/{}")
+    new_dataset(**where)
+    names = [*(f"train/street_{i}" for i in range(4)), "val/0", "val/1"]
+    assert sorted(written(where["output"])) == names
+    shutil.move(where["images"] / "Validation", where["images"] / "test")
+    shutil.move(where["mask_folder"] / "Validation", where["mask_folder"] / "test")
+    config = new_dataset(**where | {"output": tmp_path / "again"})
+    assert read_config(str(config), []).data.eval_split == "test"
+
+
+def test_names_that_collide_without_folders_are_refused(tmp_path: Path) -> None:
+    where = write(tmp_path, [mask(i) for i in range(3)], "a/b_{}")
+    write(tmp_path, [mask(0)], "a_b/{}")
+    with pytest.raises(ValueError, match="would both be named a_b_0"):
+        new_dataset(**where)
+
+
+@pytest.mark.parametrize(
+    ("values", "void", "names", "expected"),
+    [
+        ((0, 1, 2), None, None, (["class 0", "class 1", "class 2"], [0, 1, 2], 255)),
+        ((0, 1, 255), None, "road\ntree\n", (["road", "tree"], [0, 1], 255)),
+        ((0, 255), None, "off\non", (["off", "on"], [0, 255], 254)),  # 255 is a class: else one alone were left
+        ((0, 1, 255), -1, None, (["class 0", "class 1", "class 255"], [0, 1, 255], 254)),
+        ((0, 3, 9), 3, "a\nb", (["a", "b"], [0, 9], 3)),
+        ((0, 1, 3), None, "a\nb\nc\nd", (["a", "b", "c", "d"], [0, 1, 2, 3], 255)),  # one name more: value 2 is absent
+        ((0, 1, 3), 0, "a\nb\nc", (["a", "b", "c"], [1, 2, 3], 0)),
+        ((0, 1, 4), 2, "a\nb\nc\nd", (["a", "b", "c", "d"], [0, 1, 3, 4], 2)),
+    ],
+)
+def test_values_and_their_names(
+    tmp_path: Path, values: tuple, void: int | None, names: str | None, expected: tuple
+) -> None:
+    where = write(tmp_path, [mask(i, values) for i in range(3)])
+    if names:
+        (tmp_path / "names.txt").write_text(names)
+    new_dataset(**where, void=void, names=tmp_path / "names.txt" if names else None)
+    assert classes(where["output"]) == dict(zip(("names", "raw_ids", "ignore"), expected, strict=True))
+    assert get(where["output"] / "classes.json").num_classes == len(expected[0])
+
+
+def test_palettes_give_the_colours_and_may_not_contradict(tmp_path: Path) -> None:
+    palette = [0, 0, 0, *RED, *GREEN]
+    where = write(tmp_path, [mask(i, (0, 1, 2)) for i in range(3)], palette=palette)
+    new_dataset(**where)
+    assert classes(where["output"])["palette"] == [[0, 0, 0], [*RED], [*GREEN]]
+    for name, pixels in written(where["output"]).items():
+        np.testing.assert_array_equal(pixels, mask(int(name[-2:]), (0, 1, 2)))
+    save(where["mask_folder"] / "p02.png", mask(2, (0, 1, 2)), [0, 0, 0, *GREEN, *RED])
+    again = where | {"output": tmp_path / "again"}
+    with pytest.raises(
+        ValueError, match=r"value [12] has different colours in the palettes of .*p0\d\.png and .*p02\.png"
+    ):
+        new_dataset(**again)
+    new_dataset(**again, read_as="values")
+    assert "palette" not in classes(tmp_path / "again")
+    (tmp_path / "table.csv").write_text("name,r,g,b\nground,0,0,0\nred,200,0,0\ngreen,0,160,0\n")
+    config = new_dataset(**where | {"output": tmp_path / "third"}, colours=tmp_path / "table.csv")
+    assert config.is_file()
+    swapped = np.array([0, 2, 1], np.uint8)[mask(2, (0, 1, 2))]  # by colour, 1 and 2 change places in the last mask
+    assert any(
+        np.array_equal(found, swapped) for name, found in written(tmp_path / "third").items() if name[-2:] == "02"
+    )
+
+
+def coloured(index: int) -> np.ndarray:
+    return np.array([BLACK, RED, GREEN], np.uint8)[mask(index, (0, 1, 2))]
+
+
+def test_masks_of_colours_ask_for_names_once_and_are_converted(tmp_path: Path) -> None:
+    where = write(tmp_path, [coloured(i) for i in range(3)], ending="_mask")
+    with pytest.raises(ValueError, match=r"hold 3 colours: fill in their names in .*out_colours\.csv"):
+        new_dataset(**where)
+    template = tmp_path / "out_colours.csv"
+    rows = list(csv.DictReader(template.open()))
+    counted = {tuple(int(row[c]) for c in "rgb"): int(row["pixels"]) for row in rows}
+    assert counted == {
+        color: HEIGHT * sum(int((coloured(i)[0] == color).all(1).sum()) for i in range(3)) for color in counted
+    }
+    assert set(counted) == {BLACK, RED, GREEN} and not where["output"].exists()
+    with pytest.raises(ValueError, match="row 1: fill in a name"):
+        new_dataset(**where, colours=template)
+    names = {BLACK: "void", RED: "car", GREEN: "tree"}
+    filled = "name,r,g,b\n" + "".join(f"{names[color]},{','.join(map(str, color))}\n" for color in (GREEN, BLACK, RED))
+    template.write_text(filled)
+    with pytest.raises(ValueError, match="run again"):
+        new_dataset(**where)
+    assert template.read_text() == filled  # a filled template is not written over
+    new_dataset(**where, colours=template)
+    assert classes(where["output"]) == {"names": ["tree", "car"], "palette": [[*GREEN], [*RED]], "ignore": 255}
+    for name, pixels in written(where["output"]).items():
+        np.testing.assert_array_equal(pixels, np.array([255, 1, 0])[mask(int(name[-2:]), (0, 1, 2))])
+
+
+def test_tables_of_colours(tmp_path: Path) -> None:
+    where = write(tmp_path, [coloured(i) for i in range(3)])
+    table = tmp_path / "table.json"
+    rows = [{"name": n, "r": r, "g": g, "b": b} for n, (r, g, b) in zip("aba", (BLACK, RED, GREEN), strict=True)]
+    table.write_text(json.dumps(rows))
+    new_dataset(**where, colours=table)  # two colours of one name
+    assert classes(where["output"]) == {"names": ["a", "b"], "palette": [[*BLACK], [*RED]], "ignore": 255}
+    again = where | {"output": tmp_path / "again"}
+    for bad, message in (
+        (rows[:2], r"p00\.png holds the colour 0,160,0 \(\d+ pixels\), which the table"),
+        ([*rows, rows[0]], "row 4: the colour 0,0,0 stands there twice"),
+        ([{"name": "a", "r": 0}], "row 1: it must have name, r, g, b"),
+        ([{"name": "a", "r": 0, "g": 256, "b": 0}], "row 1: .*numbers 0-255"),
+        ({"a": [0, 0, 0]}, "row 1: it must have"),
+    ):
+        table.write_text(json.dumps(bad))
+        with pytest.raises(ValueError, match=message):
+            new_dataset(**again, colours=table)
+    assert not (tmp_path / "again").exists()
+
+
+def test_grey_values_that_were_saved_as_colours(tmp_path: Path) -> None:
+    where = write(tmp_path, [np.repeat(mask(i)[..., None], 3, axis=2) for i in range(3)])
+    new_dataset(**where)
+    assert classes(where["output"])["raw_ids"] == [0, 1, 2]
+    for name, pixels in written(where["output"]).items():
+        np.testing.assert_array_equal(pixels, mask(int(name[-2:])))
+
+
+def test_links(tmp_path: Path) -> None:
+    where = write(tmp_path, [mask(i) for i in range(3)])
+    new_dataset(**where, link=True)
+    files = [*where["output"].glob("images/*/*"), *where["output"].glob("annotations/*/*")]
+    assert len(files) == 6 and all(file.is_symlink() and file.is_file() for file in files)
+
+
+def spoil(where: dict[str, Path], name: str) -> None:
+    """Make one kind of bad input of a good one."""
+    images, masks, first = where["images"], where["mask_folder"], where["mask_folder"] / "p00.png"
+    if name == "no masks":
+        shutil.rmtree(masks)
+        masks.mkdir()
+    elif name == "no pairs":
+        for file in masks.iterdir():
+            file.rename(masks / f"other{file.name}")
+    elif name == "no folder":
+        shutil.rmtree(images)
+    elif name == "image":
+        (images / "p00.jpg").write_bytes(b"x")
+    elif name == "mask":
+        first.write_bytes(first.read_bytes()[:60])
+    elif name == "size":
+        save(first, mask(0)[:-1])
+    elif name == "lossy":
+        first.unlink()
+        save(masks / "p00.jpg", mask(0))
+    elif name == "classes":
+        save(first, np.arange(HEIGHT * WIDTH).astype(np.uint8).reshape(HEIGHT, WIDTH))
+    elif name == "colours":
+        save(first, np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8))
+    elif name == "mixed":
+        save(first, coloured(0))
+    elif name == "one class":
+        for index in range(3):
+            save(masks / f"p{index:02}.png", np.full((HEIGHT, WIDTH), 7, np.uint8))
+    elif name == "output":
+        save(where["output"] / "mine.png", mask(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no masks", r"/m holds no masks"),
+        ("no pairs", r"No image below .*/i \(3, such as p00\.jpg\) has a mask of its name below .*otherp00\.png"),
+        ("no folder", r"There is no folder .*/i\."),
+        ("image", r"i/p00\.jpg is not a readable image .*1 of 3 pairs"),
+        ("mask", r"m/p00\.png cannot be read, it is damaged or truncated .*1 of 3 pairs"),
+        ("size", r"p00\.jpg is 60x44 pixels but its annotation .*p00\.png is 60x43"),
+        ("lossy", r"m/p00\.jpg is not a PNG file; annotations are PNG, since lossy formats change class values"),
+        ("classes", r"give 255 classes; at most 254 are possible"),
+        ("colours", r"m/p00\.png holds 2,6\d\d colours, more than 254 classes"),
+        ("mixed", r"p01\.png holds values and .*p00\.png colours; masks must be of one kind"),
+        ("one class", r"give 1 classes beside void; there must be two"),
+        ("output", r"out exists and is not empty; name another folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path: Path, name: str, message: str) -> None:
+    where = write(tmp_path, [mask(i) for i in range(3)])
+    spoil(where, name)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        new_dataset(**where)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_that_do_not_fit(tmp_path: Path) -> None:
+    where = write(tmp_path, [mask(i, (0, 4, 9)) for i in range(3)])
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
+    with pytest.raises(ValueError, match=r"There are 4 names, but the masks hold 3 values beside void \(0, 4, 9\)"):
+        new_dataset(**where, names=tmp_path / "names.txt")
+    with pytest.raises(FileNotFoundError, match="There is no file of names"):
+        new_dataset(**where, names=tmp_path / "nowhere.txt")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "crop", "batch", "epochs", "long_side", "smaller"),
+    [
+        ([(512, 683)] * 400, 473, 16, 100, 683, ()),  # 25 batches an epoch
+        ([(360, 480)] * 367, 353, 16, 100, 480, ()),  # 22 batches an epoch
+        ([(1024, 2048)] * 2975, 713, 16, 100, 2048, ()),
+        ([(3000, 4000)] * 50, 713, 16, 667, 2048, (2048,)),  # 3 batches; 1536 pixels are left of 3000
+        ([(30, 33), (20, 20), (28, 40)], 41, 2, 2000, 33, ()),
+        ([(100, 50)] * 9, 49, 8, 2000, 100, ()),
+    ],
+)
+def test_the_configuration_suits_the_images(
+    tmp_path: Path, sizes: list, crop: int, batch: int, epochs: int, long_side: int, smaller: tuple
+) -> None:
+    path = tmp_path / "config.py"
+    path.write_text(config_text(sizes, "val"))
+    config = read_config(str(path), [])
+    check_values(config)
+    assert crop_size(config) == (crop, crop)
+    assert (config.train.batch_size, config.train.epochs) == (batch, epochs)
+    assert (tuple(config.eval.base_size), tuple(config.augment.base_size)) == ((long_side,), smaller)
+    steps = total_steps(config, len(sizes))
+    assert steps >= 2000 and f"# {steps:,} steps" in path.read_text()
+    assert config.eval.every_steps == steps // 10
+
+
+def test_command_says_what_is_left_out_and_what_comes_next(tmp_path: Path) -> None:
+    where = write(tmp_path, [mask(i) for i in range(3)])
+    save(where["images"] / "lonely.png", mask(0))
+    flags = ("--images", where["images"], "--masks", where["mask_folder"], "--output", where["output"])
+    wrong = run_module("psp_jax.new_dataset", *flags, "--void", "300")
+    assert (wrong.returncode, wrong.stderr) == (1, "error: --void=300 must be a number 0-255, or none.\n")
+    done = run_module("psp_jax.new_dataset", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "3 pairs of image and mask\n  1 images without mask, left out: " in done.stdout
+    assert f"python -m psp_jax.main --config {where['output']}/config.py --workdir runs/out" in done.stdout
+
+
+@pytest.mark.slow
+def test_from_photos_to_a_trained_network(tmp_path: Path) -> None:
+    where = write(tmp_path, [coloured(i) for i in range(8)])
+    (tmp_path / "table.csv").write_text("name,r,g,b\nground,0,0,0\ncar,200,0,0\ntree,0,160,0\n")
+    config = new_dataset(**where, colours=tmp_path / "table.csv", validation=0.25)
+    flags = (f"--config={config}", f"--config.data.prepared_dir={tmp_path / 'prepared'}", "--config.data.num_workers=0")
+    checked = run_module("psp_jax.check_data", flags[0], "--output", tmp_path / "check")
+    assert checked.returncode == 0, checked.stdout
+    done = run_module("psp_jax.main", *flags, *TINY, "--config.train.steps=4", "--workdir", tmp_path / "w")
+    assert done.returncode == 0, done.stdout + done.stderr
+    scores = json.loads((tmp_path / "w" / "eval" / "metrics.json").read_text())
+    assert list(scores["per_class_iou"]) == ["ground", "car", "tree"]
+    source = open_source("image_folder", where["output"], "train", prepared_dir=tmp_path / "prepared")
+    index = int(source[0]["id"][1:])
+    np.testing.assert_array_equal(source[0]["label"], mask(index, (0, 1, 2)))
