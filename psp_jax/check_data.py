@@ -180,8 +180,8 @@ def main() -> None:
     findings = check_data(read_config(args.config, rest).data, args.output)
     for finding in findings:
         _print(finding)
-    errors = sum(finding.level == "error" for finding in findings)
-    print(f"{errors} kinds of errors, {len(findings) - errors} of warnings; see {args.output}/check.html", flush=True)
+    errors, warnings = (sum(f.total for f in findings if f.level == level) for level in ("error", "warning"))
+    print(f"{errors:,} errors, {warnings:,} warnings; see {args.output}/check.html", flush=True)
     if errors:
         sys.exit(1)
 

@@ -286,7 +286,7 @@ def test_command_tells_by_its_exit_code(photos: Path, tmp_path: Path) -> None:
     flags = ("--config", FOLDER, f"--config.data.dir={photos}", "--output", tmp_path / "out")
     sound = run_module("psp_jax.check_data", *flags)
     assert (sound.returncode, sound.stderr) == (0, "")
-    assert sound.stdout.splitlines()[-1].startswith("0 kinds of errors, 0 of warnings; see")
+    assert sound.stdout.splitlines()[-1].startswith("0 errors, 0 warnings; see")
     mask = photos / "annotations" / "train" / "photo000.png"
     mask.write_bytes(b"no picture")
     broken = run_module("psp_jax.check_data", *flags)

@@ -13,7 +13,7 @@ from psp_jax.data.survey import Look, Tally
 
 LISTED = 200  # files of a finding that are named; all are counted
 DOMINANT = 0.99  # share of the labelled pixels
-# A class of one split that another lacks: by chance, with the images drawn alike, less often than this.
+# How improbable it must be that a split lacks a class by chance, were the images of all splits drawn alike.
 CHANCE = 0.001
 ERRORS = {
     "split": "Splits that are not there",

@@ -14,18 +14,13 @@ MASK_ENDINGS = (
     *("_gtFine_labelIds", "_gtFine_labelTrainIds", "_labelIds", "_labelTrainIds", "_train_id"),
 )
 IMAGE_ENDINGS = ("_leftImg8bit", "_image", "-image", "_img", "_rgb")
-MASK_SUFFIXES = (
-    *IMAGE_SUFFIXES,
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".webp",
-)  # all but PNG are refused when they are read
-
-
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".gif", ".tif", ".tiff", ".webp")  # all but PNG are refused when read
 # Folders that are kept as splits, in small letters.
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 class Pairing(NamedTuple):
@@ -55,16 +50,20 @@ def find_pairs(images: Path, masks: Path, mask_ending: str | None = None) -> Pai
     for folder in (images, masks):
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no folder {folder}.")
+    images, masks = images.resolve(), masks.resolve()
     endings = MASK_ENDINGS if mask_ending is None else (mask_ending,)
-    shared = images.resolve() == masks.resolve()
-    mask_files = [file for file in _files(masks, MASK_SUFFIXES) if mask_ending is None or _ends(file, endings)]
-    if shared and mask_ending is None:
-        ending = [file for file in mask_files if _ends(file, endings)]
+    image_files, mask_files = _files(images, IMAGE_SUFFIXES), _files(masks, MASK_SUFFIXES)
+    ending = [file for file in mask_files if _ends(file, endings)]
+    if mask_ending is not None:
+        mask_files = ending
+    elif images == masks:
         mask_files = ending or [file for file in mask_files if file.suffix.lower() == ".png"]
-    taken = set(mask_files)
-    image_files = [file for file in _files(images, IMAGE_SUFFIXES) if file not in taken]
-    if not shared:
+    elif masks.is_relative_to(images):  # one folder in the other
         image_files = [file for file in image_files if not file.is_relative_to(masks)]
+    elif images.is_relative_to(masks):
+        mask_files = [file for file in mask_files if not file.is_relative_to(images)]
+    taken = set(mask_files)
+    image_files = [file for file in image_files if file not in taken]
     for found, folder, what in ((image_files, images, "images"), (mask_files, masks, "masks")):
         if not found:
             raise ValueError(f"{folder} holds no {what} ({', '.join(IMAGE_SUFFIXES)}).")
