@@ -4,7 +4,8 @@
 
 trains every variant of `VARIANTS` with several seeds and writes tables, a plot and a page. Each variant is a run by
 itself too: `python -m psp_jax.main --config configs/ablation.py:fcn --workdir runs/fcn`. A file of your own with the
-same names (`get_config`, `TABLES`, and if you like `GROUPS` and `PUBLISHED`) compares other networks on other data.
+same names (`get_config`, `TABLES`, and if you like `GROUPS`, `PUBLISHED`, `PUBLISHED_FOR`) compares other networks on
+other data.
 """
 
 from typing import Any
@@ -50,8 +51,8 @@ TABLES = {
         "fcn_aux09": "0.9",
     },
 }
-# Mean IoU in percent on ADE20K with ResNet-50 (Zhao et al., CVPR 2017): another data set and another network, so the
-# order of the rows can be compared, the numbers not.
+# Mean IoU in percent, and what it is for. The paper's rows of max pooling could not be looked up.
+PUBLISHED_FOR = "ResNet-50 on ADE20K by Zhao et al. (CVPR 2017): compare the order of the rows, not the numbers"
 PUBLISHED = {
     "Pyramid pooling (Table 1 of the paper)": {"fcn": 37.23, "b1_average": 40.07, "b1236_average": 41.07, "psp": 41.68},
     "Weight of the auxiliary loss (Table 2 of the paper)": {

@@ -3,8 +3,9 @@
 Variants: resnet50 (default) and resnet101, and fcn, the baseline on ResNet-50, which has no auxiliary loss there. What
 differs here: crops have a pixel more, since the network aligns corners (481 for 480, 577 for 576); images are resized
 without antialiasing; padding is on both sides and of the mean colour, not black and at the bottom and right;
-convolutions are in bfloat16. The published numbers are of its own protocol, which adds up the exponentials of logits
-and pads the last window; `semseg`, with the same scales and mirror images, comes near it.
+convolutions are in bfloat16; the ImageNet weights are GluonCV's v1s in timm's conversion, not its own. The published
+numbers are of its own protocol, which adds up the exponentials of logits and pads the last window; `semseg`, with the
+same scales and mirror images, comes near it.
 """
 
 from typing import Any

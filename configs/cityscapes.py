@@ -1,6 +1,6 @@
 """PSPNet on Cityscapes (2,975 finely labelled images), as in hszhao/semseg.
 
-Variants: resnet50 (default) and resnet101, and resnet101_coarse, which adds the 19,998 coarsely labelled images of
+Variants: resnet50 (default) and resnet101, and resnet101_coarse, which adds the 19,997 coarsely labelled images of
 train_extra. What differs here: the ImageNet weights are GluonCV's v1s in timm's conversion, not semseg's own;
 convolutions are in bfloat16. How long the paper trains with coarse labels it does not say, so the steps of that variant
 are a choice of this file.

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,12 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from psp_jax.ablation import SECONDS, Plan, is_finished, write_ablation
-from psp_jax.command import run_command
+from psp_jax.ablation import EVALUATED, STARTS, Plan, cpu, is_finished, write_ablation
+from psp_jax.command import last_words, run_command
+from psp_jax.config import unknown_override
 from psp_jax.progress import track
-from psp_jax.workdir import changed_fields, lock, read_json
+from psp_jax.train import check_run
+from psp_jax.workdir import CHECKPOINTS, changed_fields, lock, read_json
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,53 @@ class Run:
         """Tell whether the run is trained and evaluated to its end.
 
         Raises:
-          ValueError: its workdir holds a run of another configuration.
+          ValueError: its workdir holds a run of another configuration, with a checkpoint.
         """
-        record = self.directory / "config.json"
-        if record.is_file():
-            changed = changed_fields(read_json(record)["config"], json.loads(self.config.to_json()))
-            if changed:
+        if any((self.directory / CHECKPOINTS).glob("*")):
+            record = read_json(self.directory / "config.json")
+            if changed := changed_fields(record["config"], json.loads(self.config.to_json()), EVALUATED):
                 raise ValueError(
-                    f"{self.directory} holds a run with another configuration ({'; '.join(changed)}); choose a new "
-                    "--workdir."
+                    f"{self.directory} holds a run with another configuration ({'; '.join(changed)}); delete it, or "
+                    "choose a new --workdir."
                 )
         return is_finished(self.directory)
+
+
+class Processes:
+    """The runs that are going on; after `end` none begins."""
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._ended = threading.Lock(), set[subprocess.Popen[bytes]](), False
+
+    def run(self, command: Sequence[str], log: Path, cores: set[int]) -> int | None:
+        """Run a command on some cores, its output added to `log`, and return its exit code; None where it is too late.
+
+        The code of a process that was killed is the negative number of the signal.
+        """
+        with log.open("ab") as file, self._lock:
+            if self._ended:
+                return None
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+            self._running.add(process)
+        os.sched_setaffinity(process.pid, cores)  # before it imports anything that counts the cores
+        code = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        return code
+
+    def end(self) -> None:
+        """Ask all that run to end."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.terminate()
 
 
 def read_plan(file: Path) -> Plan:
     """Return the tables, groups and published numbers that a configuration file names.
 
     Raises:
-      FileNotFoundError, ValueError: no such file, or it has no `get_config` and `TABLES`.
+      FileNotFoundError, ValueError: no such file, or it does not hold what it should.
     """
     if not file.is_file():
         raise FileNotFoundError(f"There is no configuration file {file}; the repository's is configs/ablation.py.")
@@ -76,10 +107,25 @@ def read_plan(file: Path) -> Plan:
     if spec is None or spec.loader is None:
         raise ValueError(f"{file} is no Python file; give one such as configs/ablation.py.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config") or not getattr(module, "TABLES", None):
-        raise ValueError(f"{file} has no get_config and TABLES; configs/ablation.py shows what they are.")
-    return Plan(file.name, module.TABLES, getattr(module, "GROUPS", {}), getattr(module, "PUBLISHED", {}))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the code of a user leads to
+        raise ValueError(f"{file} cannot be run: {type(error).__name__}: {error}.") from error
+    tables, published = getattr(module, "TABLES", None), getattr(module, "PUBLISHED", {})
+    if not hasattr(module, "get_config") or not tables or not _is_tables(tables) or not _is_tables(published):
+        raise ValueError(
+            f"{file} must have get_config and TABLES, and may have PUBLISHED, as {{title: {{variant: ...}}}}; "
+            "configs/ablation.py shows them."
+        )
+    for title, rows in published.items():
+        if unknown := [variant for variant in rows if variant not in tables.get(title, {})]:
+            raise ValueError(f"{file}: PUBLISHED names {unknown[0]!r} of {title!r}, which TABLES has not.")
+    groups, source = getattr(module, "GROUPS", {}), getattr(module, "PUBLISHED_FOR", "another source")
+    return Plan(file.name, tables, groups, published, source)
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(rows, Mapping) and rows for rows in value.values())
 
 
 def list_runs(
@@ -88,7 +134,7 @@ def list_runs(
     """Return the runs of each variant and seed, in this order.
 
     Raises:
-      ValueError: an override or a variant is unknown.
+      ValueError: an override or a variant is unknown, or a configuration makes no run.
     """
     found = []
     for variant in variants:
@@ -100,7 +146,8 @@ def list_runs(
                 values(["ablate", *arguments])
                 config = values.config
             except (AttributeError, KeyError, flags.Error) as error:
-                raise ValueError(f"{file}:{variant} with {' '.join(overrides)}: {error}") from error
+                raise ValueError(f"{file}:{variant}: {unknown_override(overrides) or last_words(error)}") from error
+            check_run(config)
             found.append(Run(variant, seed, workdir / variant / f"seed{seed}", arguments, config))
     return found
 
@@ -134,28 +181,26 @@ def ablate(
     runs = list_runs(file, variants or known, range(seeds), workdir, overrides)
     with lock(workdir):
         pending = [run for run in runs if not run.finished()]
+        write_ablation(workdir, plan)  # which also tells of runs that cannot stand in one table
         failed = _run_all(pending, jobs, len(runs), lambda: write_ablation(workdir, plan))
-        if not pending:
-            write_ablation(workdir, plan)
     if failed:
         raise ValueError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}; mend it and start again.")
     print(f"results: {workdir}/ablation.html, .md, .csv, .json, .png", flush=True)
 
 
-def _run_all(pending: Sequence[Run], jobs: int, total: int, report: Any) -> list[str]:
-    """Run everything and return a phrase for each failure."""
+def _run_all(pending: Sequence[Run], jobs: int, total: int, report: Callable[[], Any]) -> list[str]:
+    """Run everything, call `report` after each run, and return a phrase for each that failed."""
     failed: list[str] = []
-    started: set[subprocess.Popen[bytes]] = set()
+    processes = Processes()
     shares: queue.Queue[set[int]] = queue.Queue()
     cores = sorted(os.sched_getaffinity(0))
     for job in range(jobs):
-        shares.put(set(cores[job::jobs]) or set(cores))
-    stop = threading.Event()
+        shares.put(set(cores[job::jobs]) or {cores[job % len(cores)]})
 
-    def work(run: Run) -> tuple[Run, int]:
+    def work(run: Run) -> tuple[Run, int | None]:
         share = shares.get()
         try:
-            return run, 0 if stop.is_set() else _run(run, share, started)
+            return run, _run(run, share, processes)
         finally:
             shares.put(share)
 
@@ -164,32 +209,28 @@ def _run_all(pending: Sequence[Run], jobs: int, total: int, report: Any) -> list
             for future in as_completed([pool.submit(work, run) for run in pending]):
                 run, code = future.result()
                 if code:
-                    failed.append(f"{run.log} ends with {_last_line(run.log)!r}")
+                    how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
+                    failed.append(f"{run.log} ends with {_last_line(run.log)!r} ({how})")
                 else:
                     report()
                     score = read_json(run.directory / "eval" / "metrics.json")["mean_iou"]
                     print(f"{run.variant}, seed {run.seed}: mean IoU {100 * score:.1f} %", flush=True)
                 advance(1)
         finally:  # also when interrupted: nothing goes on unseen
-            stop.set()
-            for process in started:
-                process.terminate()
+            processes.end()
     return failed
 
 
-def _run(run: Run, cores: set[int], started: set[subprocess.Popen[bytes]]) -> int:
-    """Train and evaluate on some cores, note the time, and return the exit code."""
+def _run(run: Run, cores: set[int], processes: Processes) -> int | None:
+    """Train and evaluate, note how long it took and on what, and return the exit code."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
-    with run.log.open("ab") as log:
-        command = [sys.executable, "-m", "psp_jax.main", *run.arguments, f"--workdir={run.directory}"]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-        started.add(process)
-        os.sched_setaffinity(process.pid, cores)  # before it imports anything that counts the cores
-        code = process.wait()
-        started.discard(process)
-    with run.directory.with_suffix(SECONDS).open("a", encoding="utf-8") as file:
-        file.write(f"{time.monotonic() - begin:.1f}\n")
+    command = [sys.executable, "-m", "psp_jax.main", *run.arguments, f"--workdir={run.directory}"]
+    code = processes.run(command, run.log, cores)
+    if code is not None:
+        start = {"seconds": round(time.monotonic() - begin, 1), "exit_code": code, "cpu": cpu(), "cores": len(cores)}
+        with run.directory.with_suffix(STARTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(start) + "\n")
     return code
 
 
@@ -200,7 +241,8 @@ def _last_line(log: Path) -> str:
 
 def main() -> None:
     """Parse the flags and run; flags --config.FIELD=VALUE go to every run."""
-    parser = argparse.ArgumentParser(prog="python -m psp_jax.ablate", description=(__doc__ or "").splitlines()[0])
+    description = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m psp_jax.ablate", description=description, allow_abbrev=False)
     parser.add_argument("--config", type=Path, required=True, help="file with variants, as configs/ablation.py")
     parser.add_argument("--workdir", type=Path, required=True, help="directory of all runs and of the results")
     parser.add_argument("--variants", default="", help="comma-separated; by default all that the tables name")
@@ -209,6 +251,8 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     if wrong := [argument for argument in rest if not argument.startswith("--config.") or "=" not in argument]:
         raise ValueError(f"Unexpected argument {wrong[0]}; what is for every run looks like --config.train.steps=200.")
+    if any(argument.startswith("--config.seed=") for argument in rest):
+        raise ValueError("--config.seed is set by --seeds; leave it out.")
     if args.seeds < 1 or args.jobs < 1:
         raise ValueError(f"--seeds={args.seeds} and --jobs={args.jobs} must be at least 1.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs end too

@@ -1,8 +1,9 @@
 """Checkpoints and exported parameters, through Orbax: the only module that imports it.
 
 A checkpoint holds two items: `variables` (parameters and batch-norm statistics: all that inference needs) and
-`training` (step and optimizer state). The data stream is a pure function of the seed and the step, so the step is
-its position as well.
+`training` (step and optimizer state). Where the parameters in `variables` are averaged ones, a third item, `trained`,
+holds those that are trained. The data stream is a pure function of the seed and the step, so the step is its position
+as well.
 """
 
 from pathlib import Path
@@ -15,6 +16,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from psp_jax.train_step import TrainState
 
 VARIABLES = "variables"
+TRAINED = "trained"
 
 
 class Checkpoints:
@@ -42,12 +44,9 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float | None] | None) -> None:
         """Start writing a checkpoint; the state may be donated as soon as this returns."""
-        items = ocp.args.Composite(
-            **{VARIABLES: ocp.args.StandardSave(state.variables)},
-            training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-        )
+        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         known = metrics if metrics and metrics["mean_iou"] is not None else None
-        if not self._manager.save(step, args=items, metrics=known):
+        if not self._manager.save(step, args=ocp.args.Composite(**items), metrics=known):
             raise ValueError(f"There is a checkpoint of step {step} already.")
 
     def latest_step(self) -> int | None:
@@ -59,17 +58,25 @@ class Checkpoints:
         return self._manager.best_step()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Return the state at `step`, with the shapes and shardings of `like`."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{VARIABLES: ocp.args.StandardRestore(abstract.variables)},
-                training=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
-            ),
-        )
+        """Return the state at `step`, with the shapes and shardings of `like`.
+
+        Raises:
+          ValueError: one of the two has averaged parameters, the other has not.
+        """
+        averaged = (self._manager.directory / str(step) / TRAINED).exists()
+        if averaged != (like.averaged is not None):
+            raise ValueError(
+                f"The checkpoint of step {step} was saved {'with' if averaged else 'without'} averaged parameters, and "
+                f"train.ema_decay would now {'leave them out' if averaged else 'begin them'}; set it as it was, or "
+                "choose a new --workdir."
+            )
+        abstract = _items(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(item) for name, item in abstract.items()})
+        items = self._manager.restore(step, args=args)
         variables, training = items[VARIABLES], items["training"]
-        return TrainState(training["step"], variables["params"], variables["batch_stats"], training["opt_state"])
+        evaluated, statistics = variables["params"], variables["batch_stats"]
+        params, mean = (items[TRAINED], evaluated) if averaged else (evaluated, None)
+        return TrainState(training["step"], params, statistics, training["opt_state"], mean)
 
     def restore_variables(self, step: int, like: Any) -> Any:
         """Return parameters and statistics at `step` without the optimizer; `like` gives shapes and shardings."""
@@ -80,6 +87,12 @@ class Checkpoints:
         """Wait until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """Return what a checkpoint holds of a state, by item."""
+    items = {VARIABLES: state.variables, "training": {"step": state.step, "opt_state": state.opt_state}}
+    return items if state.averaged is None else items | {TRAINED: state.params}
 
 
 def load_variables(directory: Path, like: Any) -> Any:

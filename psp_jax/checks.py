@@ -16,9 +16,6 @@ _LEAST = {
     "train.aux_weight": 0,
     "train.se_weight": 0,
     "train.ema_decay": 0,
-    "loss.cross_entropy": 0,
-    "loss.dice": 0,
-    "loss.lovasz": 0,
     "train.log_every_steps": 1,
     "optimizer.base_lr": 0,
     "optimizer.power": 0,
@@ -78,6 +75,8 @@ def check_values(config: ConfigDict) -> None:
             raise ValueError(f"{field}={values[field]} must be at least {least}.")
     if config.optimizer.momentum >= 1:
         raise ValueError(f"optimizer.momentum={config.optimizer.momentum} must be below 1.")
+    if config.train.ema_decay >= 1:
+        raise ValueError(f"train.ema_decay={config.train.ema_decay} must be below 1; 0 is off, usual is 0.999.")
     if config.train.se_weight and config.model.head != "enc":
         raise ValueError(
             f"train.se_weight={config.train.se_weight} needs a head that tells the classes present, which model.head="
@@ -119,7 +118,7 @@ def check_mesh(config: ConfigDict, training: bool, data: int, spatial: int, proc
     fields = {}
     if training or config.eval.protocol == "whole":  # the others give each device an image at a time
         fields["eval.batch_size"] = config.eval.batch_size
-    if training:
+    if training or config.eval.precise_bn_batches:
         fields["train.batch_size"] = config.train.batch_size
         rows = crop_size(config)[0]
         if rows % spatial:

@@ -32,6 +32,12 @@ def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exi
         leave(1)
 
 
+def last_words(error: Exception) -> str:
+    """Return an error as one line; one that tells of a configuration file has that file's traceback inside."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].partition(": ")[2] if "Traceback" in str(error) else " ".join(lines)
+
+
 def _mendable(error: Exception) -> bool:
     if isinstance(error, OSError | FloatingPointError):
         return True

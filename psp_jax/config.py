@@ -3,7 +3,7 @@
 A configuration file defines `get_config(variant=None)`, starts from `defaults()` and states its differences.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -159,3 +159,10 @@ def unknown_field(field: str) -> str:
     section = field.rpartition(".")[0]
     near = [name for name in known if name.rpartition(".")[0] == section] or known
     return f"Unknown configuration field {field}; known fields: {', '.join(near)}."
+
+
+def unknown_override(arguments: Iterable[str]) -> str | None:
+    """Return the sentence that refuses the first of the flags --config.FIELD=VALUE whose field is unknown."""
+    given = [a.partition("=")[0].lstrip("-").removeprefix("config.") for a in arguments if a.startswith("--config.")]
+    known = {name for name, _ in flatten(defaults())}
+    return next((unknown_field(field) for field in given if field not in known), None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,21 @@ from ml_collections import ConfigDict
 
 from psp_jax import api, checks, parallel, protocols
 from psp_jax.data.source import Source
+from psp_jax.precise_bn import make_statistics
+from psp_jax.progress import track
 from psp_jax.report import write_report
 from psp_jax.validation import Validation
 from psp_jax.workdir import lock
 
 
-def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, Any]:
+def evaluate(config: ConfigDict, directory: Path, source: Source, train_source: Source | None = None) -> dict[str, Any]:
     """Evaluate the run in `directory` on a split, write eval/, predictions/ and report.html, return the scores.
 
     The network, its classes, its normalisation and, where `config.eval` does not say otherwise, the sizes of windows
     and images are the run's own (model.json); `config` says which images, by which protocol, how many at a time, and
     whether the latest or the best checkpoint. An evaluation that was interrupted goes on where it was.
+
+    With `train_source`, statistics of batch norm are taken anew from config.eval.precise_bn_batches batches of it.
 
     Raises:
       FileNotFoundError: `directory` holds no trained model.
@@ -49,7 +54,12 @@ def evaluate(config: ConfigDict, directory: Path, source: Source) -> dict[str, A
     validation = Validation(config, card, model.network, mesh, source, directory, protocol=protocol)
     with lock(directory) if parallel.is_primary() else contextlib.nullcontext():
         parallel.wait_for_all("locked")
-        scores = validation.run(model.variables, model.step, resume=True)
+        variables = model.variables
+        if train_source is not None:
+            show = functools.partial(track, primary=parallel.is_primary())
+            statistics = make_statistics(config, card, mesh, train_source, show)
+            variables = variables | {"batch_stats": statistics(variables["params"])}
+        scores = validation.run(variables, model.step, resume=True)
         if parallel.is_primary():
             write_report(directory)
     if parallel.is_primary():

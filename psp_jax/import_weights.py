@@ -35,7 +35,7 @@ CITYSCAPES_SIZES = {
     "caffe": ((713, 713), 2048),
 }
 MMSEG_ALIGNED = (769, 769)  # its networks on Cityscapes with align_corners
-TABLES = ("ade20k", "voc2012", "cityscapes", "camvid")
+TABLES = ("ade20k", "voc2012", "cityscapes", "camvid", "pascal_context")
 
 
 def import_weights(

@@ -7,20 +7,28 @@ import jax.numpy as jnp
 from jax import lax
 
 from psp_jax.interpolation import resize
+from psp_jax.region_losses import dice_loss, lovasz_softmax
 
 Array = jax.Array
+
+WEIGHTINGS = ("none", "inverse_log_frequency")
 
 
 @dataclass(frozen=True)
 class PixelLoss:
-    """Variants of the cross entropy; the defaults are the plain one.
+    """What the loss of a map of class scores is made of; the defaults are the plain cross entropy.
 
     Attributes:
-      class_weights: factor of each class's pixels, in the sum and in the number; () is 1 for all.
+      cross_entropy, dice, lovasz: weights of the cross entropy, of `dice_loss` and of `lovasz_softmax`.
+      class_weights: factor of each class's pixels in the cross entropy, in its sum and in its number; () is 1 for all.
+      class_weighting: how the class weights are to be made of the training split, before this is of use; none is not.
       label_smoothing: share of the target that is spread evenly over all classes, from 0 to 1.
       ohem_threshold: pixels whose class has at least this probability do not count (online hard example mining); 0 is
         off, usual is 0.7.
       ohem_min_kept: this many pixels an image, on average over the batch, count in any case: the least probable ones.
+
+    Raises:
+      ValueError: a value makes no loss.
     """
 
     cross_entropy: float = 1.0
@@ -32,13 +40,20 @@ class PixelLoss:
     ohem_threshold: float = 0.0
     ohem_min_kept: int = 0
 
-    def check(self, num_classes: int) -> None:
-        """Raise ValueError where a value makes no loss over `num_classes` classes."""
-        weights = self.class_weights
-        if weights and (len(weights) != num_classes or min(weights) < 0 or not max(weights) > 0):
+    def __post_init__(self) -> None:
+        parts = {name: getattr(self, name) for name in ("cross_entropy", "dice", "lovasz")}
+        for name, weight in parts.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"loss.{name}={weight} is no weight; choose 0 (off) or more.")
+        if not any(parts.values()):
+            raise ValueError("loss.cross_entropy, loss.dice and loss.lovasz are all 0; give one of them a weight.")
+        if self.class_weighting not in WEIGHTINGS:
             raise ValueError(
-                f"loss.class_weights holds {len(weights)} numbers from {min(weights)} to {max(weights)}; give one of "
-                f"at least 0 for each of the {num_classes} classes, not all 0, or () for none."
+                f"loss.class_weighting={self.class_weighting!r} is unknown; choose one of: {', '.join(WEIGHTINGS)}."
+            )
+        if self.class_weights and self.class_weighting != "none":
+            raise ValueError(
+                f"loss.class_weights and loss.class_weighting={self.class_weighting} are both given; choose one."
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"loss.label_smoothing={self.label_smoothing} must be at least 0 and below 1.")
@@ -47,6 +62,15 @@ class PixelLoss:
         if self.ohem_min_kept < 0 or (self.ohem_min_kept and not self.ohem_threshold):
             raise ValueError(
                 f"loss.ohem_min_kept={self.ohem_min_kept} must be at least 0, and 0 without loss.ohem_threshold."
+            )
+
+    def check(self, num_classes: int) -> None:
+        """Raise ValueError where the class weights are not those of `num_classes` classes."""
+        weights = self.class_weights
+        if weights and (len(weights) != num_classes or min(weights) < 0 or not max(weights) > 0):
+            raise ValueError(
+                f"loss.class_weights holds {len(weights)} numbers from {min(weights)} to {max(weights)}; give one of "
+                f"at least 0 for each of the {num_classes} classes, not all 0, or () for none."
             )
 
 
@@ -63,12 +87,17 @@ def cross_entropy(logits: Array, label: Array, ignore_label: int, options: Pixel
       logits: f32 [B, H, W, C].
       label: integers [B, H, W]; pixels equal to `ignore_label` count neither in the sum nor in the number.
       ignore_label: value of void pixels and padding.
-      options: what else the loss is to be.
+      options: class weights, smoothing and mining; the weights of the parts have no effect here.
 
     Returns:
       Scalar; 0 where every pixel is void. Under `jax.jit` with a sharded batch the sum and the number are global,
       so devices with more valid pixels weigh more (a mean of per-device means would weigh them alike).
+
+    Raises:
+      ValueError: `options` names a class weighting, but holds no weights.
     """
+    if options.class_weighting != "none":
+        raise ValueError(f"Make class_weights of class_weighting={options.class_weighting!r} first.")
     classes = lax.broadcasted_iota(label.dtype, (*label.shape, logits.shape[-1]), label.ndim)
     of_label = classes == label[..., None]
     log_sum = jax.nn.logsumexp(logits, axis=-1)
@@ -161,11 +190,13 @@ def segmentation_loss(
       outputs: "logits" and perhaps "aux_logits", f32 [B, h, w, C]; they are resized to the label's size first. Perhaps
         "se_logits", f32 [B, C].
       label: integers [B, H, W].
-      pixel_loss: options of the cross entropy; hard examples are mined for the main loss alone, as in its sources.
+      pixel_loss: parts of the main and of the auxiliary loss, the same for both; but hard examples are mined for the
+        main loss alone, as in its sources.
 
     Returns:
-      The loss to minimise, and {"main_loss", "aux_loss"} and, with "se_logits", "se_loss", each a scalar over the whole
-      batch; aux_loss is 0 without "aux_logits".
+      The loss to minimise, and its parts, each a scalar over the whole batch: "main_loss" and "aux_loss", weighted sums
+      of what `pixel_loss` names (aux_loss is 0 without "aux_logits"); of the main one, where they have a weight, also
+      "dice_loss" and "lovasz_loss" by themselves; with "se_logits" also "se_loss".
     """
     losses = {"aux_loss": jnp.zeros(())}
     for name, key in (("main_loss", "logits"), ("aux_loss", "aux_logits")):
@@ -173,9 +204,22 @@ def segmentation_loss(
             # The class scores stay exact in float32; the default on TPU would round them to bfloat16.
             logits = resize(outputs[key], (label.shape[1], label.shape[2]), align_corners, lax.Precision.HIGHEST)
             options = pixel_loss if name == "main_loss" else replace(pixel_loss, ohem_threshold=0.0, ohem_min_kept=0)
-            losses[name] = cross_entropy(logits, label, ignore_label, options)
+            losses[name], regions = _map_loss(logits, label, ignore_label, options)
+            losses |= regions if name == "main_loss" else {}
     loss = losses["main_loss"] + aux_weight * losses["aux_loss"]
     if "se_logits" in outputs:
         losses["se_loss"] = presence_loss(outputs["se_logits"], label, ignore_label)
         loss += se_weight * losses["se_loss"]
     return loss, losses
+
+
+def _map_loss(logits: Array, label: Array, ignore_label: int, options: PixelLoss) -> tuple[Array, dict[str, Array]]:
+    """Return the weighted sum of the parts that `options` names, and those of regions by themselves."""
+    total, regions = jnp.zeros(()), {}
+    if options.cross_entropy:
+        total += options.cross_entropy * cross_entropy(logits, label, ignore_label, options)
+    for name, weight, loss in (("dice_loss", options.dice, dice_loss), ("lovasz_loss", options.lovasz, lovasz_softmax)):
+        if weight:
+            regions[name] = loss(logits, label, ignore_label)
+            total += weight * regions[name]
+    return total, regions

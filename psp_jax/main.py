@@ -12,16 +12,13 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from psp_jax import checks, parallel
-from psp_jax import config as configuration
-from psp_jax.command import run_command
+from psp_jax import parallel
+from psp_jax.command import last_words, run_command
+from psp_jax.config import unknown_override
 from psp_jax.data.prepared import describe, ensure_prepared
 from psp_jax.data.source import Source, open_source
-from psp_jax.data.transforms import AugmentSettings
 from psp_jax.evaluate import evaluate
-from psp_jax.models import check_model
-from psp_jax.train import train
-from psp_jax.weights.initial import check_init
+from psp_jax.train import check_run, train
 from psp_jax.workdir import ModelCard
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration, for example configs/quickstart.py.")
@@ -56,17 +53,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
             raise ValueError(f"Unexpected argument {rest[1]}; every option starts with --.")
         return rest
     except (AttributeError, KeyError) as error:
-        given = [a.partition("=")[0].lstrip("-").removeprefix("config.") for a in argv if a.startswith("--config.")]
-        known = {name for name, _ in configuration.flatten(configuration.defaults())}
-        unknown = [field for field in given if field not in known]
-        if not unknown:
-            raise
-        raise ValueError(configuration.unknown_field(unknown[0])) from error
+        if told := unknown_override(argv):
+            raise ValueError(told) from error
+        raise
     except (flags.Error, OSError) as error:
-        # An error in a configuration file comes with its traceback inside; its last line is the message.
-        lines = str(error).strip().splitlines()
-        inside = "Traceback" in str(error)
-        raise ValueError(lines[-1].partition(": ")[2] if inside else " ".join(lines)) from error
+        raise ValueError(last_words(error)) from error
 
 
 def _sources(config: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
@@ -84,11 +75,7 @@ def _sources(config: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
 
 def _run(_: list[str]) -> None:
     config = FrozenConfigDict(_CONFIG.value)
-    configuration.check_fields(config)
-    check_model(config.model)
-    check_init(config.init.source, config.init.path, config.init.sha256)
-    AugmentSettings(**config.augment)  # checks itself
-    checks.check_values(config)
+    check_run(config)
     logging.set_verbosity(logging.ERROR)  # Orbax tells every step of every save otherwise, and warns without a reason
     parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     directory = Path(str(_WORKDIR.value))
@@ -97,8 +84,8 @@ def _run(_: list[str]) -> None:
         train(config, directory, train_source, eval_source, override=_RESUME.value == "override")
     else:
         ModelCard.read(directory)  # refuse a workdir without a model before any data is prepared
-        (source,) = _sources(config, (config.data.eval_split,))
-        evaluate(config, directory, source)
+        splits = (config.data.eval_split, *([config.data.train_split] if config.eval.precise_bn_batches else []))
+        evaluate(config, directory, *_sources(config, splits))
     if parallel.is_primary():
         print(f"results: {directory}/report.html and {directory}/eval, pictures: {directory}/predictions", flush=True)
 

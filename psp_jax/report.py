@@ -12,7 +12,6 @@ import html
 import io
 import json
 import math
-import os
 import string
 from collections.abc import Sequence
 from importlib import resources
@@ -25,7 +24,7 @@ from PIL import Image
 from psp_jax.classes import ClassTable
 from psp_jax.config import flatten
 from psp_jax.visualize import VOID_COLOR
-from psp_jax.workdir import ModelCard, read_json
+from psp_jax.workdir import ModelCard, read_json, write_text
 
 REPORT = "report.html"
 SCORES = {
@@ -35,7 +34,7 @@ SCORES = {
     "frequency_weighted_iou": "Frequency weighted IoU",
     "ade20k_score": "ADE20K score",
 }
-TRAINING = ("loss", "main_loss", "aux_loss", "learning_rate")
+TRAINING = ("loss", "main_loss", "aux_loss", "se_loss", "dice_loss", "lovasz_loss", "learning_rate")
 VALIDATION = ("mean_iou", "pixel_accuracy", "mean_accuracy")
 CURVE_POINTS = 500  # of one curve; more than a screen shows
 WORST_PAIRS = 14
@@ -130,7 +129,7 @@ def read_gallery(directory: Path, classes: ClassTable) -> list[dict[str, Any]]:
 
 
 def write_page(path: Path, kind: str, title: str, payload: dict[str, Any]) -> Path:
-    """Write a page of one `kind`, the name of its script in report_page, whole or not at all; return `path`.
+    """Write a page of one `kind`, "report", "compare" or "ablation", whole or not at all, and return `path`.
 
     The payload travels as JSON without any "<", so that no text in it can end its element. The content security policy
     forbids all requests and every script but the page's own.
@@ -145,10 +144,7 @@ def write_page(path: Path, kind: str, title: str, payload: dict[str, Any]) -> Pa
         script=script,
         payload=json.dumps(payload, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(page, encoding="utf-8")
-    os.replace(fresh, path)
+    write_text(path, page)
     return path
 
 

@@ -3,10 +3,14 @@
 import contextlib
 import functools
 import json
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -14,14 +18,17 @@ from ml_collections import ConfigDict
 
 from psp_jax import checks, parallel
 from psp_jax.checkpoint import Checkpoints
+from psp_jax.config import check_fields
+from psp_jax.data.frequencies import count_pixels, inverse_log_frequency
 from psp_jax.data.pipeline import train_batches
 from psp_jax.data.source import Source
 from psp_jax.data.transforms import AugmentSettings
 from psp_jax.download import checksum
 from psp_jax.losses import PixelLoss
-from psp_jax.models import build_model, variable_shapes
+from psp_jax.models import build_model, check_model, variable_shapes
 from psp_jax.optimizer import poly_schedule, sgd
-from psp_jax.progress import Progress
+from psp_jax.precise_bn import make_statistics
+from psp_jax.progress import Progress, track
 from psp_jax.recorder import Recorder
 from psp_jax.train_step import (
     IMAGENET_MEAN,
@@ -33,8 +40,18 @@ from psp_jax.train_step import (
 )
 from psp_jax.validation import Validation
 from psp_jax.weights.fetch import fetch
-from psp_jax.weights.initial import RANDOM, initialise
+from psp_jax.weights.initial import RANDOM, check_init, initialise
 from psp_jax.workdir import CHECKPOINTS, ModelCard, check_owner, lock, versions, write_json
+
+
+def check_run(config: ConfigDict) -> None:
+    """Raise ValueError, naming the field and the remedy, where `config` makes no run; no data is read."""
+    check_fields(config)
+    check_model(config.model)
+    check_init(config.init.source, config.init.path, config.init.sha256)
+    AugmentSettings(**config.augment)  # checks itself
+    PixelLoss(**config.loss)  # so does this
+    checks.check_values(config)
 
 
 def train(
@@ -53,27 +70,21 @@ def train(
       The state after the last step.
 
     Raises:
-      ValueError: the workdir belongs to another configuration, or batches do not divide over the mesh.
+      ValueError: the workdir belongs to another configuration, batches do not divide over the mesh, or class weights
+        are not those of the classes.
       TrainingDiverged: loss or gradient is not finite; the last checkpoint before that is kept.
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
     checks.check_mesh(config, True, mesh.shape["data"], mesh.shape["spatial"], jax.process_count())
     PixelLoss(**config.loss).check(train_source.classes.num_classes)
     steps = checks.total_steps(config, len(train_source))
-    card = ModelCard(
-        model=config.model.to_dict(),
-        classes=train_source.classes,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        size=checks.eval_size(config),
-        window=checks.crop_size(config),
-        base_size=config.eval.base_size[0] if len(config.eval.base_size) == 1 else 512,
-    )
+    card = _card(config, train_source)
     check_owner(directory, _plain(config), card.classes, len(train_source), override)
     model = build_model(card.model, card.classes.num_classes)
     schedule, optimizer = _optimizer(config, steps)
-    step_fn = _step_function(config, card, model, optimizer, mesh)
-    state = create_state(model, optimizer, config.seed, parallel.replicated(mesh))
+    pixel_loss = _pixel_loss(config, train_source)
+    step_fn = _step_function(config, card, model, optimizer, mesh, pixel_loss)
+    state = create_state(model, optimizer, config.seed, parallel.replicated(mesh), bool(config.train.ema_decay))
     primary = parallel.is_primary()
     with contextlib.ExitStack() as stack:
         if primary:
@@ -89,14 +100,40 @@ def train(
         start = int(state.step)
         if primary:  # only now: a run that cannot go on keeps the record of what it was
             card.write(directory)
-            write_json(directory / "config.json", _record(config, card, steps, len(train_source)))
+            write_json(directory / "config.json", _record(config, card, steps, len(train_source), pixel_loss))
         progress = stack.enter_context(
             Progress(directory, steps, start, primary=primary, tensorboard=config.log.tensorboard)
         )
         progress.say(_opening(config, mesh, directory, start, steps, len(train_source), state, origin))
         recorder = Recorder(progress, schedule, config.train.log_every_steps, steps, train_source, directory)
         validation = Validation(config, card, model, mesh, eval_source, directory, progress)
-        return _loop(config, mesh, train_source, state, (start, steps), step_fn, recorder, validation, checkpoints)
+        renew = _renewed_statistics(config, card, mesh, train_source, progress)
+        span = (start, steps)
+        return _loop(config, mesh, train_source, state, span, step_fn, recorder, renew, validation, checkpoints)
+
+
+def _card(config: ConfigDict, source: Source) -> ModelCard:
+    return ModelCard(
+        model=config.model.to_dict(),
+        classes=source.classes,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        size=checks.eval_size(config),
+        window=checks.crop_size(config),
+        base_size=config.eval.base_size[0] if len(config.eval.base_size) == 1 else 512,
+    )
+
+
+def _pixel_loss(config: ConfigDict, source: Source) -> PixelLoss:
+    """Return the loss that `config` describes, with the class weights that it asks for."""
+    loss = PixelLoss(**config.loss)
+    if loss.class_weighting == "none":
+        return loss
+    with track(len(source), "class frequencies", primary=parallel.is_primary()) as advance:
+        pixels = count_pixels(source, advance)
+    if not parallel.agree(zlib.crc32(pixels.tobytes()) >> 1):
+        raise ValueError(f"{source.directory} differs between the processes of this run; prepare it alike for all.")
+    return replace(loss, class_weights=inverse_log_frequency(pixels), class_weighting="none")
 
 
 def _initialised(state: TrainState, init: ConfigDict, card: ModelCard, mesh: Mesh) -> tuple[TrainState, str]:
@@ -108,12 +145,13 @@ def _initialised(state: TrainState, init: ConfigDict, card: ModelCard, mesh: Mes
         raise ValueError(f"{file} differs between the processes of this run; give all of them the same init.path.")
     found, origin = initialise(state.variables, card.model, variable_shapes, init.source, file, card.mean, card.std)
     variables = parallel.to_replicated(found, mesh)
-    return TrainState(state.step, variables["params"], variables["batch_stats"], state.opt_state), f" from {origin}"
+    averaged = None if state.averaged is None else jax.tree.map(jnp.copy, variables["params"])
+    return replace(state, **variables, averaged=averaged), f" from {origin}"
 
 
 def _optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
     options = config.optimizer
-    schedule = poly_schedule(options.base_lr, options.power, steps, options.warmup_steps)
+    schedule = poly_schedule(options.base_lr, options.power, steps, options.warmup_steps, options.end_lr)
     optimizer = sgd(
         schedule,
         momentum=options.momentum,
@@ -125,7 +163,12 @@ def _optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.Gr
 
 
 def _step_function(
-    config: ConfigDict, card: ModelCard, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: ConfigDict,
+    card: ModelCard,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    pixel_loss: PixelLoss,
 ) -> StepFunction:
     train_step = make_train_step(
         model,
@@ -134,13 +177,24 @@ def _step_function(
         std=card.std,
         aux_weight=config.train.aux_weight,
         se_weight=config.train.se_weight,
-        pixel_loss=PixelLoss(**config.loss),
+        pixel_loss=pixel_loss,
+        ema_decay=config.train.ema_decay,
         align_corners=config.model.align_corners,
         ignore_label=card.classes.ignore_label,
         dropout_seed=config.seed,
         constrain=parallel.constrain_maps(mesh),
     )
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _renewed_statistics(
+    config: ConfigDict, card: ModelCard, mesh: Mesh, source: Source, progress: Progress
+) -> Callable[[TrainState], TrainState]:
+    """Return what gives a state the batch-norm statistics to be evaluated and saved with; training uses none."""
+    if not config.eval.precise_bn_batches:
+        return lambda state: state
+    statistics = make_statistics(config, card, mesh, source, progress.track)
+    return lambda state: replace(state, batch_stats=statistics(state.variables["params"]))
 
 
 def _loop(
@@ -151,6 +205,7 @@ def _loop(
     span: tuple[int, int],
     step_fn: StepFunction,
     recorder: Recorder,
+    renew: Callable[[TrainState], TrainState],
     validation: Validation,
     checkpoints: Checkpoints,
 ) -> TrainState:
@@ -185,15 +240,16 @@ def _loop(
             if validate or done % config.checkpoint.every_steps == 0:
                 recorder.settle()  # a state that is not finite must be neither validated nor saved
                 scores = None
-                if validate:
-                    with recorder.throughput.paused():
+                with recorder.throughput.paused():
+                    state = renew(state)
+                    if validate:
                         scores = validation.run(state.variables, done, functools.partial(recorder.show, done))
                         recorder.validated(done, scores)
                 checkpoints.save(done, state, scores)
     return state
 
 
-def _record(config: ConfigDict, card: ModelCard, steps: int, images: int) -> dict[str, Any]:
+def _record(config: ConfigDict, card: ModelCard, steps: int, images: int, loss: PixelLoss) -> dict[str, Any]:
     """Return what config.json tells of a run."""
     return {
         "config": _plain(config),
@@ -204,6 +260,7 @@ def _record(config: ConfigDict, card: ModelCard, steps: int, images: int) -> dic
             "epochs": steps * config.train.batch_size / images,
             "backbone_lr": config.optimizer.base_lr,
             "head_lr": config.optimizer.base_lr * config.optimizer.head_lr_multiplier,
+            "class_weights": loss.class_weights,
             "devices": jax.device_count(),
             "device_kind": jax.devices()[0].device_kind,
             "processes": jax.process_count(),

@@ -21,17 +21,25 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training needs to go on: replicated over the mesh, saved in every checkpoint."""
+    """All that training needs to go on: replicated over the mesh, saved in every checkpoint.
+
+    `averaged` is the running mean of the parameters, None where none is kept.
+    """
 
     step: Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    averaged: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
-        """Parameters and batch-norm statistics as the model's `apply` takes them."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What is evaluated, as the model's `apply` takes it: parameters, averaged where they are, and statistics.
+
+        The running statistics are those that the trained parameters gave, with averaged ones too.
+        """
+        params = self.params if self.averaged is None else self.averaged
+        return {"params": params, "batch_stats": self.batch_stats}
 
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
@@ -43,15 +51,24 @@ def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> 
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, sharding: jax.sharding.Sharding
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    sharding: jax.sharding.Sharding,
+    average: bool = False,
 ) -> TrainState:
-    """Initialise parameters, statistics and optimizer; a pure function of `seed`, whatever the devices."""
+    """Initialise parameters, statistics and optimizer; a pure function of `seed`, whatever the devices.
+
+    With `average` the state also holds a running mean of the parameters, which begins with the first ones.
+    """
 
     def init() -> TrainState:
         # No parameter depends on the image size, so the smallest image that every pyramid level accepts will do.
         variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)), train=True)
         opt_state = optimizer.init(variables["params"])
-        return TrainState(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], opt_state)
+        step, params = jnp.zeros((), jnp.int32), variables["params"]
+        averaged = jax.tree.map(jnp.copy, params) if average else None
+        return TrainState(step, params, variables["batch_stats"], opt_state, averaged)
 
     return jax.jit(init, out_shardings=sharding)()
 
@@ -68,14 +85,15 @@ def make_train_step(
     dropout_seed: int,
     se_weight: float = 0.0,
     pixel_loss: PixelLoss = PLAIN,
+    ema_decay: float = 0.0,
     constrain: Callable[[Array], Array] = lambda x: x,
 ) -> StepFunction:
     """Return the pure function (state, batch) -> (state, metrics) of one optimizer step.
 
     The batch is global: {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. Dropout is a function of `dropout_seed` and
     the step. `constrain` pins the sharding of maps [B, h, w, C] before the loss (a resize of a map that
-    is split by rows loses the split). Metrics are scalars: loss, main_loss, aux_loss, se_loss where
-    the network tells the classes present, grad_norm, and state_norm of the new parameters and statistics.
+    is split by rows loses the split). Metrics are scalars: loss and the parts that `segmentation_loss` names,
+    grad_norm, and state_norm of the new parameters and statistics. `ema_decay` is that of a running mean in the state.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -109,6 +127,19 @@ def make_train_step(
         metrics = {"loss": loss, **parts, "grad_norm": optax.tree.norm(gradients)}
         # Whatever else goes wrong in the update shows here: the state that a checkpoint would hold.
         metrics["state_norm"] = optax.tree.norm((params, batch_stats))
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        averaged = _average(state, params, ema_decay)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, averaged), metrics
 
     return train_step
+
+
+def _average(state: TrainState, params: Any, ema_decay: float) -> Any:
+    """Return the running mean of the parameters with the new ones in it, None where the state holds none.
+
+    It keeps d = min(ema_decay, (1 + t) / (10 + t)) of itself after t steps, as TensorFlow's ExponentialMovingAverage
+    with num_updates: the first parameters soon count little.
+    """
+    if state.averaged is None:
+        return None
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state.averaged, params)

@@ -137,6 +137,8 @@ class Validation:
         if partial and self._options.save_predictions:
             self._write_missing_predictions(variables)
         record = {"step": step, "split": self._split, "images": len(source), "protocol": protocol}
+        if self._options.precise_bn_batches:
+            record["precise_bn_batches"] = self._options.precise_bn_batches
         scores = results.image_scores(tally)
         chosen = results.choose_gallery(scores, self._options.gallery)
         pictured = self._pictured(variables, chosen)

@@ -139,16 +139,17 @@ def check_owner(
         )
 
 
-def changed_fields(before: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+def changed_fields(before: Mapping[str, Any], config: Mapping[str, Any], also: tuple[str, ...] = ()) -> list[str]:
     """Describe each field that changes what is learned and differs between a run's configuration and the new one.
 
-    A field that an older version did not have counts as its default: that is what the run did.
+    A field that an older version did not have counts as its default: that is what the run did. The fields `also` count
+    although they change nothing of that.
     """
     old, new = dict(flatten(defaults())) | dict(flatten(before)), dict(flatten(config))
     return [
         f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
         for field in sorted(old | new)
-        if not field.startswith(_FREE_ON_RESUME) and _plain(old.get(field)) != _plain(new.get(field))
+        if (field in also or not field.startswith(_FREE_ON_RESUME)) and _plain(old.get(field)) != _plain(new.get(field))
     ]
 
 

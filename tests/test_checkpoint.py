@@ -12,13 +12,14 @@ from psp_jax.checkpoint import Checkpoints, load_variables, save_variables
 from psp_jax.train_step import TrainState
 
 
-def state(step: int, devices: int = 1) -> TrainState:
+def state(step: int, devices: int = 1, averaged: bool = False) -> TrainState:
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     values = TrainState(
         jnp.asarray(step, jnp.int32),
         {"backbone": {"kernel": jnp.full((3, 4), step + 0.1)}},
         {"backbone": {"mean": jnp.full((4,), step + 0.2)}},
         ({"trace": jnp.full((3, 4), step + 0.3)}, ()),
+        {"backbone": {"kernel": jnp.full((3, 4), step + 0.4)}} if averaged else None,
     )
     return jax.device_put(values, NamedSharding(mesh, PartitionSpec()))
 
@@ -81,3 +82,22 @@ def test_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
 def test_variables_alone_come_back(tmp_path: Path) -> None:
     save_variables(tmp_path / "parameters", state(4).variables)
     identical(load_variables(tmp_path / "parameters", state(0).variables), state(4).variables)
+
+
+def test_averaged_parameters_are_the_variables_and_the_trained_ones_come_back(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_latest=1)
+    checkpoints.save(3, state(3, averaged=True), None)
+    checkpoints.close()
+    reader = Checkpoints(tmp_path)
+    identical(reader.restore(3, state(0, averaged=True)), state(3, averaged=True))
+    variables = reader.restore_variables(3, state(0).variables)
+    np.testing.assert_array_equal(variables["params"]["backbone"]["kernel"], np.full((3, 4), 3.4, np.float32))
+
+
+@pytest.mark.parametrize(("saved", "wanted", "words"), [(True, False, "with averaged"), (False, True, "without")])
+def test_averages_neither_begin_nor_end_on_the_way(saved: bool, wanted: bool, words: str, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_latest=1)
+    checkpoints.save(3, state(3, averaged=saved), None)
+    checkpoints.close()
+    with pytest.raises(ValueError, match=rf"step 3 was saved {words}.*train\.ema_decay.*choose a new --workdir"):
+        Checkpoints(tmp_path).restore(3, state(0, averaged=wanted))

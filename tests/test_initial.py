@@ -143,7 +143,8 @@ def test_runs_of_older_versions_go_on() -> None:
 def test_models_of_older_versions_load(finished_run: Run, tmp_path: Path) -> None:
     shutil.copytree(finished_run.workdir, tmp_path / "w")
     card = json.loads((tmp_path / "w" / "model.json").read_text())
-    del card["model"]["stride_in"], card["model"]["basic_dilation"]
+    for field in ("stride_in", "basic_dilation", "fcn_convs", "fcn_concat"):
+        del card["model"][field]
     (tmp_path / "w" / "model.json").write_text(json.dumps(card))
     assert psp_jax.load(tmp_path / "w").card.model == psp_jax.load(finished_run.workdir).card.model
 

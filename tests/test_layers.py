@@ -28,7 +28,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
         *("protocols", "cityscapes", "tally", "dotplot"),
     ),
     ("checks",),
-    ("command", "config", "parallel", "classes", "visualize", "interpolation", "download", "region_losses"),  # leaves
+    (  # leaves
+        *("command", "config", "parallel", "classes", "visualize", "interpolation", "download"),
+        *("region_losses", "ablation_text"),
+    ),
 )
 ROW_OF = {entry: row for row, entries in enumerate(ROWS) for entry in entries}
 # Data workers are processes of their own: JAX in them costs memory, start-up time and, on accelerators, the device.

@@ -231,6 +231,8 @@ def test_rows_split_over_devices(finished_run: Run, tmp_path: Path) -> None:
         (["--config=configs/ade20k.py:resnet99"], "has no variant 'resnet99'; choose one of: resnet50, resnet101"),
         (["--config.model.output_stride=0"], "model.output_stride=0 is unknown; choose one of: 8, 16, 32"),
         (["--config.optimizer.momentum=3.0"], "optimizer.momentum=3.0"),
+        (["--config.train.ema_decay=1.0"], "train.ema_decay=1.0 must be below 1"),
+        (["--config.loss.class_weighting=enet"], "'enet' is unknown; choose one of: none, inverse_log_frequency"),
         (["--config.log.images=-1"], "log.images=-1 must be at least 0"),
         (["--num_processes=2"], "belong together"),
         (["--config.augment.flip_probability=2.0"], "give a probability between 0 and 1"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psp_jax.losses import PixelLoss, cross_entropy, hard_pixels, segmentation_loss
+from psp_jax.losses import WEIGHTINGS, PixelLoss, cross_entropy, hard_pixels, segmentation_loss
 
 # Three pixels of two classes; the probabilities of their own classes are 1/2, 3/4 and, under void, nothing.
 LOGITS = jnp.log(jnp.array([[[[1.0, 1.0], [3.0, 1.0], [5.0, 1.0]]]]))
@@ -70,6 +70,11 @@ def test_hard_examples_are_mined_for_the_main_loss_alone() -> None:
     np.testing.assert_allclose(parts["aux_loss"], loss(), rtol=1e-6)
 
 
+def test_class_weights_that_were_not_made_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Make class_weights of class_weighting='inverse_log_frequency' first"):
+        loss(class_weighting=WEIGHTINGS[1])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -78,6 +83,11 @@ def test_hard_examples_are_mined_for_the_main_loss_alone() -> None:
         ({"class_weights": (0.0, 0.0, 0.0)}, r"not all 0"),
         ({"label_smoothing": 1.0}, r"loss\.label_smoothing=1\.0 must be at least 0 and below 1"),
         ({"ohem_threshold": 1.5}, r"loss\.ohem_threshold=1\.5 is no probability"),
+        ({"cross_entropy": 0.0}, r"loss\.cross_entropy, loss\.dice and loss\.lovasz are all 0; give one of them"),
+        ({"dice": -1.0}, r"loss\.dice=-1\.0 is no weight; choose 0 \(off\) or more"),
+        ({"lovasz": float("nan")}, r"loss\.lovasz=nan is no weight"),
+        ({"class_weighting": "enet"}, r"'enet' is unknown; choose one of: none, inverse_log_frequency"),
+        ({"class_weighting": WEIGHTINGS[1], "class_weights": (1.0, 1.0, 1.0)}, r"are both given; choose one"),
         ({"ohem_min_kept": 5}, r"loss\.ohem_min_kept=5 must be .* 0 without loss\.ohem_threshold"),
     ],
 )

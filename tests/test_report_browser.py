@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from evaluated_run import HEIGHT, SCRIPT_NAME, VOID_ROWS, label_maps, write_workdir
 from PIL import Image
+from test_ablation import PLAN, write_runs
 
 from psp_jax import classes
+from psp_jax.ablation import write_ablation
 from psp_jax.compare import compare
 from psp_jax.report import write_report
 
@@ -248,6 +250,23 @@ def test_comparison_shows_both_predictions(visit, comparison):
     assert close(pixel(stage, 0.6, row), (200, 0, 200))
     page.get_by_role("button", name="Error map").click()
     assert close(pixel(stage, 0.6, row), (255, 59, 48))
+
+
+def test_ablation_shows_every_seed_and_sorts(visit, tmp_path):
+    write_ablation(write_runs(tmp_path), PLAN)
+    page = visit(tmp_path / "ablation.html", width=360)
+    assert width_of(page) == 360
+    page.set_viewport_size({"width": 1200, "height": 800})
+    table = page.locator("#table-0")
+    rows = table.locator("tbody tr")
+    assert rows.nth(0).inner_text().startswith("FCN\t45.0 \u00b1 7.1") and "+35.0" in rows.nth(1).inner_text()
+    first = rows.nth(0).locator(".strip").first  # axis 20 .. 90 %: the seeds are at 50 and 40 %
+    places = first.locator(".dot").evaluate_all("dots => dots.map((dot) => getComputedStyle(dot).left)")
+    width = first.bounding_box()["width"]
+    assert [float(place[:-2]) / width for place in places] == pytest.approx([3 / 7, 2 / 7], abs=0.01)
+    table.get_by_role("button", name="mean IoU").click()
+    assert rows.nth(0).inner_text().startswith("PSPNet")
+    assert page.locator("#classes tbody tr").count() == 3
 
 
 def test_a_split_without_labels_still_has_a_page(visit, tmp_path):

@@ -18,10 +18,12 @@ from psp_jax.weights.tables import from_variables, names, to_variables
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 PLAIN = {"stem": "7x7", "first_block_dilation": "contracted"}
+MMSEG_FCN = MMSEG | {"head": "fcn", "fcn_convs": 2, "fcn_concat": True}
 ENCODING = {"first_block_dilation": "contracted"}
 # Source, network, classes (0: the backbone alone), and the number of tensors with a digest of names and shapes. Those
 # of torchvision 0.29 and timm 1.0 (resnet50s, resnet101c, ...) were taken from the packages, semseg's and mmseg's from
-# networks that the references built; the others are the table's own, checked by hand against the sources' code.
+# networks that the references built; the others are the table's own, checked by hand against the sources' code, and of
+# the heads other than PSP also in test_torch_heads.py.
 NETWORKS: dict[str, tuple[str, dict[str, Any], int, tuple[int, str]]] = {
     "torchvision 18": ("torchvision", PLAIN | {"depth": 18}, 0, (100, "7c8dfadd47d4c1f3")),
     "torchvision 34": ("torchvision", PLAIN | {"depth": 34}, 0, (180, "44c776b9cfee5ede")),
@@ -45,6 +47,16 @@ NETWORKS |= {
     "mmseg 50 v1c": ("mmseg", {"stem": "32-32-64"}, 0, (275, "0c1f6acc8bc8a27f")),
     "encoding 50s": ("encoding", ENCODING, 150, (309, "a11627c547295aa2")),
     "encoding 50 fcn": ("encoding", ENCODING | {"stem": "7x7", "head": "fcn"}, 59, (279, "e2b47c8a754a635c")),
+    "mmseg 50 fcn": ("mmseg", MMSEG_FCN, 19, (299, "ed1ead388253e1d1")),
+    "mmseg 50 aspp": ("mmseg", MMSEG | {"head": "aspp"}, 150, (314, "d815c1258703605a")),
+    "mmseg 50 enc": ("mmseg", MMSEG | {"head": "enc"}, 150, (304, "134717995f0f55fc")),
+    "encoding 50s enc": ("encoding", ENCODING | {"head": "enc"}, 150, (304, "d9697e27305f875c")),
+    "encoding 50s enc lateral": (
+        "encoding",
+        ENCODING | {"head": "enc", "lateral": True},
+        59,
+        (319, "0a43fc9ffad8fc0d"),
+    ),
     "caffe 50": ("caffe", {"aux_head": False, "stride_in": "1x1"}, 150, (302, "1d184893d46cbf7b")),
     "caffe 101": ("caffe", {"aux_head": False, "depth": 101}, 19, (557, "8338479ef7a981d2")),
 }
@@ -60,8 +72,8 @@ def to_ours(source: str, tensors: Tensors, classes: int = 150) -> dict[str, Any]
     return to_variables(source, tensors, settings, shapes_of(settings, classes))
 
 
-def forward(variables: dict[str, Any], image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    network = build_model(settings, 150)
+def forward(variables: dict[str, Any], image: np.ndarray, settings: dict[str, Any], classes: int = 150) -> np.ndarray:
+    network = build_model(settings, classes)
     return np.asarray(jax.jit(lambda v, x: network.apply(v, x, train=False)["logits"])(variables, image))
 
 
@@ -207,6 +219,41 @@ def test_an_empty_vector_is_not_brought_into_the_shape_of_one_number() -> None:
     assert tables._reshaped(np.zeros((1, 0), np.float32), entry).shape == (1, 0)
 
 
+MMSEG_ENC_18 = MMSEG_18 | {"head": "enc", "width": 8, "head_channels": 16, "codewords": 6}
+CODEWORDS = "decode_head.enc_module.encoding.0.codewords"
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "expected"),
+    [
+        (MMSEG_ENC_18, {CODEWORDS: (6,)}, r"0\.codewords has 1 axes instead of 2; get the file anew"),
+        (MMSEG_ENC_18, {CODEWORDS: (0, 16)}, r"0\.codewords has the impossible shape \(0, 16\)"),
+        (MMSEG_ENC_18, {CODEWORDS: (1 << 20, 1)}, r"0\.codewords has the impossible shape \(1048576, 1\)"),
+        (MMSEG_ENC_18, {CODEWORDS: (5, 16)}, r"of another shape are .*0\.scale \(6\) instead of \(5\)"),
+        (MMSEG_ENC_18, {"decode_head.se_layer.weight": None}, r"it lacks decode_head\.se_layer\.weight; choose"),
+        (MMSEG_ENC_18, {"decode_head.fusion.x": (1,)}, r"no layer takes, decode_head\.fusion\.x"),
+        (MMSEG_ENC_18, {"decode_head.lateral_convs.0.x": (1,)}, r"it lacks .*lateral_convs"),
+        (
+            MMSEG_18 | {"head": "fcn", "width": 8, "head_channels": 16},
+            {f"decode_head.convs.{i}.conv.weight": (16, 16, 3, 3) for i in range(1, 4000)},
+            r"it lacks decode_head\.convs\.1\.bn\.",
+        ),
+        (
+            MMSEG_18 | {"head": "aspp", "width": 8, "head_channels": 16},
+            {"decode_head.aspp_modules.4.conv.weight": (16, 64, 3, 3)},
+            r"no layer takes, decode_head\.aspp_modules\.4\.conv\.weight",
+        ),
+    ],
+)
+def test_heads_with_parts_that_do_not_fit(options: Any, change: dict[str, Any], expected: str) -> None:
+    tensors = random_tensors("mmseg", settings_of(**options), 4)
+    new = {name: np.broadcast_to(np.float32(1), shape) for name, shape in change.items() if shape}
+    tensors = {name: value for name, value in (tensors | new).items() if change.get(name, ()) is not None}
+    with pytest.raises(ValueError, match=expected) as caught:
+        to_ours("mmseg", tensors, 4)
+    assert len(str(caught.value)) < 700
+
+
 def test_numbers_of_many_digits_count_no_blocks() -> None:
     with pytest.raises(ValueError, match=r"no ResNet of torchvision .* \(0, 0, 0, 0\) basic blocks") as caught:
         recognise("torchvision", {f"layer1.{'9' * digits}.x": np.ones(1, np.float32) for digits in (4, 4000, 5000)})
@@ -216,10 +263,8 @@ def test_numbers_of_many_digits_count_no_blocks() -> None:
 @pytest.mark.parametrize(
     ("source", "more", "expected"),
     [
-        ("mmseg", "decode_head.enc_module.fc.0.weight", "EncHead, which is not imported here yet"),
-        ("mmseg", "decode_head.aspp_modules.0.conv.weight", "ASPPHead, which is not imported here yet"),
-        ("mmseg", "decode_head.conv_cat.conv.weight", "FCNHead with concat_input, which is not"),
-        ("encoding", "head.encmodule.fc.0.weight", "EncHead, which is not imported here yet"),
+        ("mmseg", "decode_head.sep_bottleneck.0.x", "DepthwiseSeparableASPPHead, which is not imported here yet"),
+        ("encoding", "head.aspp.b0.0.weight", "DeepLabV3Head, which fuses by a 1x1 .*, which is not imported here yet"),
         ("timm", "layer1.0.downsample.2.weight", "ResNet-D, which averages .*, which is not imported here yet"),
         ("torchvision", "backbone.conv1.weight", r"no ResNet of torchvision .* \(0, 0, 0, 0\) basic blocks"),
         ("caffe", "conv1/0", "no ResNet of caffe"),
@@ -234,10 +279,16 @@ def test_what_has_no_counterpart_is_not_exported() -> None:
     settings = settings_of(head="fcn")
     with pytest.raises(ValueError, match=r"semseg has no place for head\.conv\."):
         names("semseg", settings, shapes_of(settings, 5))
-    for head in ("aspp", "enc"):
-        settings = settings_of(head=head)
-        with pytest.raises(ValueError, match=f"Names of mmseg for model.head={head} are not known"):
-            names("mmseg", settings, shapes_of(settings, 5))
+    for source, options, missing in (
+        ("semseg", {"head": "enc"}, "conv"),
+        ("caffe", {"head": "enc", "aux_head": False}, "conv"),
+        ("encoding", {"head": "aspp"}, "branch0"),
+        ("encoding", {"head": "fcn", "fcn_convs": 2}, "conv1"),
+        ("encoding", {"head": "fcn", "fcn_concat": True}, "fuse"),
+    ):
+        settings = settings_of(**options)
+        with pytest.raises(ValueError, match=rf"{source} has no place for head\.{missing}\."):
+            names(source, settings, shapes_of(settings, 5))
     settings = settings_of(depth=18, aux_head=False)
     with pytest.raises(ValueError, match="ResNet-18 has no counterpart in caffe"):
         names("caffe", settings, shapes_of(settings, 5))

@@ -62,7 +62,7 @@ def ensure_prepared(
 
 
 def describe(directory: Path) -> str:
-    """Return a sentence on prepared records: where, how many, the largest size, a note such as "not the full set"."""
+    """Return a sentence on prepared records: where, how many, what is missing, a note such as "not the full set"."""
     info, metadata = read_info(directory)
     sizes = metadata["max_size"]
     splits = ", ".join(
@@ -70,6 +70,7 @@ def describe(directory: Path) -> str:
         for name, split in info.splits.items()
     )
     note = f" {metadata['note']}" if metadata["note"] else ""
+    note += "".join(f" No {name}, for want of {needs}." for name, needs in metadata.get("absent", {}).items())
     return f"{info.name} in {directory}: {splits}; {len(metadata['classes']['names'])} classes.{note}"
 
 
@@ -129,7 +130,7 @@ def _archives(
         return folder
     folder = (root / "downloads").absolute()
     for part in parts:
-        if part.size and not locate(folder, part) and not (part.instead and any(folder.glob(part.instead))):
+        if part.size and not any(locate(folder, one) for one in (part, *part.instead)):
             target = folder / part.archive
             say(f"Fetching {part.url} to {target} (about {part.size}).")
             command = f"python -m psp_jax.prepare --dataset {name} --data_dir {root} --archive FOLDER"

@@ -93,8 +93,8 @@ def scaled_size(size: Size, scale: float) -> Size:
 def limited_size(size: Size, base_size: tuple[int, ...], scale: float) -> Size:
     """Returns the size of the same ratio, as large as base_size * scale allows, at least 1 pixel a side.
 
-    base_size: (long side,), as in PyTorch-Encoding, or (long, short) limits, as in mmsegmentation's RandomResize. Both
-    cut the limits to whole pixels and round the sides, halves up.
+    base_size: (long side,), as in PyTorch-Encoding (whose draws also reach the largest side itself), or (long, short)
+    limits, as in mmsegmentation's RandomResize. Both cut the limits to whole pixels and round the sides, halves up.
     """
     limits = [int(limit * scale) for limit in sorted(base_size, reverse=True)]
     sides = sorted(size, reverse=True)[: len(limits)]

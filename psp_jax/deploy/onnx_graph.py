@@ -100,6 +100,15 @@ class Graph:
                     if name == old:
                         names[i] = new
 
+    def drop_unused(self, outputs: Sequence[str]) -> None:
+        """Leave out the nodes that no output needs, such as EncNet's scores of the classes present."""
+        needed, kept = set(outputs), []
+        for node in reversed(self.nodes):
+            if node.output[0] in needed:
+                needed.update(node.input)
+                kept.append(node)
+        self.nodes = kept[::-1]
+
     def model(
         self, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto], metadata: dict[str, str]
     ) -> ModelProto:

@@ -43,6 +43,7 @@ def write_onnx(directory: Path, card: ModelCard, variables: Any, size: tuple[int
     described = signature(card, size)
     for result, output in zip(results, described["outputs"], strict=True):
         graph.rename(_in_jax_order(graph, result), output["name"])
+    graph.drop_unused([output["name"] for output in described["outputs"]])
     inputs, outputs = ([_value_info(v) for v in values] for values in ([described["input"]], described["outputs"]))
     metadata = {key: json.dumps(described[key]) for key in ("classes", "mean", "std")}
     path = directory / FILE

@@ -4,6 +4,7 @@ Written here because jax2onnx (0.17.1) drops the explicit padding of flax's max_
 any error, and pins orbax-checkpoint below 0.11.37.
 """
 
+import string
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,10 @@ ELEMENTWISE = {
     "max": "Max",
     "mul": "Mul",
     "sub": "Sub",
+}
+UNARY = {
+    "exp": "Exp",
+    "logistic": "Sigmoid",
 }
 # The second operand that changes nothing.
 NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
@@ -63,9 +68,11 @@ def _emit(graph: Graph, name: str, params: dict[str, Any], operands: list[Value]
     """Add one primitive; `shapes` are those of the operands and of the result in JAX."""
     if name in ELEMENTWISE:
         return elementwise(graph, ELEMENTWISE[name], operands, shapes)
+    if name in UNARY:
+        return unary(graph, UNARY[name], operands)
     if name in OPERATORS:
         return OPERATORS[name](graph, params, operands, shapes)
-    known = ", ".join(sorted([*ELEMENTWISE, *OPERATORS]))
+    known = ", ".join(sorted([*ELEMENTWISE, *UNARY, *OPERATORS]))
     raise ValueError(f"The ONNX export has no operator for {name} (it has: {known}); export stablehlo instead.")
 
 
@@ -84,6 +91,27 @@ def elementwise(graph: Graph, operator: str, operands: list[Value], shapes: list
             return graph.add("Relu", [first.name], first.order)
     order = next(operand.order for operand in operands if isinstance(operand, Tensor))
     return graph.add(operator, [graph.arranged(operand, order) for operand in operands], order)
+
+
+def unary(graph: Graph, operator: str, operands: list[Value]) -> Tensor:
+    """Map each number by itself."""
+    (x,) = operands
+    assert isinstance(x, Tensor)
+    return graph.add(operator, [x.name], x.order)
+
+
+def square(graph: Graph, params: dict[str, Any], operands: list[Value], shapes: list[Any]) -> Tensor:
+    """Multiply with itself."""
+    (x,) = operands
+    assert isinstance(x, Tensor)
+    return graph.add("Mul", [x.name, x.name], x.order)
+
+
+def stop_gradient(graph: Graph, params: dict[str, Any], operands: list[Value], shapes: list[Any]) -> Tensor:
+    """Change nothing."""
+    (x,) = operands
+    assert isinstance(x, Tensor)
+    return x
 
 
 def convolution(graph: Graph, params: dict[str, Any], operands: list[Value], shapes: list[Any]) -> Tensor:
@@ -121,14 +149,14 @@ def max_pool(graph: Graph, params: dict[str, Any], operands: list[Value], shapes
 
 
 def product(graph: Graph, params: dict[str, Any], operands: list[Value], shapes: list[Any]) -> Tensor:
-    """Multiply one axis with a constant matrix, where it stands: our resizes and pools.
+    """Multiply one axis with a constant matrix, where it stands: our resizes and pools; other products by Einsum.
 
     The result has in JAX the axes of the first operand, then those of the second, without the ones summed over.
     """
     contracting, batch = params["dimension_numbers"]
     constant = [i for i, operand in enumerate(operands) if isinstance(operand, Constant) and operand.array.ndim == 2]
     if len(constant) != 1 or any(batch) or len(contracting[0]) != 1:
-        raise refuse("dot_general", f"shapes {shapes[:2]} and dimension_numbers {params['dimension_numbers']}")
+        return einsum(graph, params, operands, shapes)
     side = constant[0]
     x, matrix, axis = operands[1 - side], operands[side], contracting[1 - side][0]
     assert isinstance(x, Tensor) and isinstance(matrix, Constant)
@@ -140,6 +168,23 @@ def product(graph: Graph, params: dict[str, Any], operands: list[Value], shapes:
     if order[-1] == axis:
         return graph.add("MatMul", [name, graph.constant(rows.T, "matrix")], after)
     return graph.add("MatMul", [graph.constant(rows, "matrix"), name], after)
+
+
+def einsum(graph: Graph, params: dict[str, Any], operands: list[Value], shapes: list[Any]) -> Tensor:
+    """Multiply and sum as dot_general does: first the axes that both have come out, then the first's, the second's."""
+    contracting, batch = params["dimension_numbers"]
+    letters = iter(string.ascii_letters)
+    first = [next(letters) for _ in shapes[0]]
+    shared = dict(zip((*contracting[1], *batch[1]), (first[k] for k in (*contracting[0], *batch[0])), strict=True))
+    second = [shared.get(k) or next(letters) for k in range(len(shapes[1]))]
+    out = [first[k] for k in batch[0]]
+    out += [letter for letter in (*first, *second) if (letter in first) != (letter in second)]
+    names, terms = [], []
+    for operand, axes in zip(operands, (first, second), strict=True):
+        order = operand.order if isinstance(operand, Tensor) else tuple(range(len(axes)))
+        names.append(graph.arranged(operand, order))
+        terms.append("".join(axes[k] for k in order))
+    return graph.add("Einsum", names, range(len(out)), equation=f"{','.join(terms)}->{''.join(out)}")
 
 
 def transpose(graph: Graph, params: dict[str, Any], operands: list[Value], shapes: list[Any]) -> Tensor:
@@ -167,6 +212,14 @@ def reduce_max(graph: Graph, params: dict[str, Any], operands: list[Value], shap
     assert isinstance(x, Tensor)
     places = [x.order.index(axis) for axis in axes]
     return graph.add("ReduceMax", [x.name], _without(x.order, axes), axes=places, keepdims=0)
+
+
+def reduce_sum(graph: Graph, params: dict[str, Any], operands: list[Value], shapes: list[Any]) -> Tensor:
+    """Add up over axes, which go."""
+    (x,), axes = operands, params["axes"]
+    assert isinstance(x, Tensor)
+    places = graph.constant(np.array([x.order.index(axis) for axis in axes], np.int64), "axes")
+    return graph.add("ReduceSum", [x.name, places], _without(x.order, axes), keepdims=0)
 
 
 def argmax(graph: Graph, params: dict[str, Any], operands: list[Value], shapes: list[Any]) -> Tensor:
@@ -215,7 +268,10 @@ OPERATORS: dict[str, Callable[[Graph, dict[str, Any], list[Value], list[Any]], T
     "convert_element_type": convert,
     "dot_general": product,
     "reduce_max": reduce_max,
+    "reduce_sum": reduce_sum,
     "reduce_window_max": max_pool,
     "slice": cut,
+    "square": square,
+    "stop_gradient": stop_gradient,
     "transpose": transpose,
 }

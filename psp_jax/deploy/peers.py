@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from psp_jax.models.aspp import rates_at
 from psp_jax.models.resnet import STAGES
 from psp_jax.weights.architecture import recognise
 from psp_jax.weights.formats import read_tensors, write_tensors
@@ -25,8 +26,9 @@ from psp_jax.workdir import ModelCard
 Settings = Mapping[str, Any]
 
 FILES = ("state_dict.npz", "state_dict.safetensors")
-# What names and shapes tell of a network, in fields of config.model and the number of classes.
+# What names and shapes tell of a network, in fields of config.model and the number of classes, and what of one head.
 TOLD = ("depth", "stem", "width", "head", "head_channels", "aux_head", "classes")
+TOLD_OF = {"fcn": ("fcn_convs", "fcn_concat"), "enc": ("codewords", "lateral")}
 # What the peer's classes can build, in fields of config.model. semseg fixes everything but depth and classes.
 BUILDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "semseg": {
@@ -45,7 +47,7 @@ BUILDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "align_corners": (True,),
     },
     "mmseg": {
-        "head": ("psp", "fcn"),
+        "head": ("psp", "fcn", "aspp", "enc"),
         "depth": (18, 34, 50, 101, 152),
         "pool": ("average",),
         "reduce": (True,),
@@ -100,7 +102,8 @@ def check_peer_files(directory: Path, peer: str, card: ModelCard, variables: Any
     found = recognise(peer, tensors)
     theirs = found.settings | {"classes": found.num_classes}
     ours = card.model | {"classes": card.classes.num_classes}
-    fields = [*TOLD, "aux_channels"] if card.model["aux_head"] else TOLD
+    fields = [*TOLD, *TOLD_OF.get(card.model["head"], ())]
+    fields += ["aux_channels"] if card.model["aux_head"] else []
     wrong = [f"{field}={theirs[field]} instead of {ours[field]}" for field in fields if theirs[field] != ours[field]]
     if wrong:
         raise ValueError(
@@ -141,10 +144,9 @@ def mmseg_model(card: ModelCard) -> dict[str, Any]:
         "dropout_ratio": settings["dropout"],
         "align_corners": settings["align_corners"],
     }
-    fcn = common | {"type": "FCNHead", "num_convs": 1, "concat_input": False}
     last = {"in_channels": features, "in_index": 3, "channels": settings["head_channels"]}
-    psp = common | {"type": "PSPHead", "pool_scales": settings["bins"]}
-    aux = {"in_channels": features // 2, "in_index": 2, "channels": settings["aux_channels"]}
+    aux = {"type": "FCNHead", "num_convs": 1, "concat_input": False}
+    aux |= {"in_channels": features // 2, "in_index": 2, "channels": settings["aux_channels"]}
     stem_channels = {"64-64-128": 128, "32-32-64": 64, "7x7": 64}[settings["stem"]] * settings["width"] // 64
     return {
         "type": "EncoderDecoder",
@@ -167,7 +169,25 @@ def mmseg_model(card: ModelCard) -> dict[str, Any]:
             "style": "caffe" if settings["stride_in"] == "1x1" else "pytorch",
             "norm_cfg": norm,
         },
-        "decode_head": (psp if settings["head"] == "psp" else fcn) | last,
-        **({"auxiliary_head": fcn | aux} if settings["aux_head"] else {}),
+        "decode_head": common | last | mmseg_head(settings),
+        **({"auxiliary_head": common | aux} if settings["aux_head"] else {}),
         "test_cfg": {"mode": "whole"},
+    }
+
+
+def mmseg_head(settings: Settings) -> dict[str, Any]:
+    """Return what is special of a decode head of mmsegmentation."""
+    if settings["head"] == "psp":
+        return {"type": "PSPHead", "pool_scales": settings["bins"]}
+    if settings["head"] == "fcn":
+        return {"type": "FCNHead", "num_convs": settings["fcn_convs"], "concat_input": settings["fcn_concat"]}
+    if settings["head"] == "aspp":
+        return {"type": "ASPPHead", "dilations": [1, *rates_at(settings["output_stride"])]}
+    features = _features(settings)
+    return {
+        "type": "EncHead",
+        "in_channels": [features // 4, features // 2, features],
+        "in_index": [1, 2, 3],
+        "num_codes": settings["codewords"],
+        "add_lateral": settings["lateral"],
     }

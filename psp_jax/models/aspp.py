@@ -11,8 +11,10 @@ from psp_jax.models.layers import Classifier, ConvBN, torch_default_init
 
 Array = jax.Array
 
-# Dilations of the 3x3 convolutions at output stride 8 (section 4.2 of the paper); at stride 16 they are half of these.
-RATES = (12, 24, 36)
+
+def rates_at(output_stride: int) -> tuple[int, ...]:
+    """Return the dilations of the 3x3 convolutions: 12, 24, 36 at output stride 8, half of it at 16 (section 4.2)."""
+    return tuple(rate * 8 // output_stride for rate in (12, 24, 36))
 
 
 class ASPPHead(nn.Module):
@@ -28,7 +30,7 @@ class ASPPHead(nn.Module):
     num_classes: int
     channels: int = 512
     dropout: float = 0.1
-    rates: tuple[int, ...] = RATES
+    rates: tuple[int, ...] = rates_at(8)
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -15,18 +15,31 @@ POOLS = {"average": adaptive_average_pool, "max": adaptive_max_pool}
 
 
 class FCNHead(nn.Module):
-    """3x3 convolution and classifier: the paper's baseline, and the auxiliary head on the third stage."""
+    """3x3 convolutions and classifier: with one, the paper's baseline, and the auxiliary head on the third stage.
+
+    Attributes:
+      convs: 3x3 convolutions one after another.
+      concat: whether one more takes both their input and their output. mmsegmentation's FCN has this and two `convs`.
+    """
 
     num_classes: int
     channels: int = 512
     dropout: float = 0.1
+    convs: int = 1
+    concat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: Array, train: bool, valid: Array | None = None) -> Array:
         """Map features [B, h, w, C], real in their first `valid` rows and columns, to logits f32 [B, h, w, classes]."""
-        conv = ConvBN(self.channels, 3, kernel_init=torch_default_init, dtype=self.dtype, name="conv")
-        return Classifier(self.num_classes, self.dropout, name="classifier")(conv(features, train, valid), train)
+        options: dict[str, Any] = {"kernel_init": torch_default_init, "dtype": self.dtype}
+        x = features
+        for i in range(self.convs):
+            x = ConvBN(self.channels, 3, **options, name=f"conv{i or ''}")(x, train, valid)
+        if self.concat:
+            joined = jnp.concatenate([features, x], axis=-1)
+            x = ConvBN(self.channels, 3, **options, name="fuse")(joined, train, valid)
+        return Classifier(self.num_classes, self.dropout, name="classifier")(x, train)
 
 
 class PSPHead(nn.Module):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.models.aspp import RATES, ASPPHead
+from psp_jax.models.aspp import ASPPHead, rates_at
 from psp_jax.models.encnet import EncHead
 from psp_jax.models.heads import POOLS, FCNHead, PSPHead
 from psp_jax.models.layers import strided
@@ -80,6 +80,8 @@ def check_model(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"model.{field}={settings[field]} must be at least 1.")
     if not 0 <= settings["dropout"] < 1:
         raise ValueError(f"model.dropout={settings['dropout']} must be at least 0 and below 1.")
+    if settings["head"] == "fcn" and settings["fcn_convs"] < 1:
+        raise ValueError(f"model.fcn_convs={settings['fcn_convs']} must be at least 1.")
     if settings["head"] == "enc":
         if settings["codewords"] < 1:
             raise ValueError(f"model.codewords={settings['codewords']} must be at least 1.")
@@ -109,10 +111,12 @@ def build_model(settings: Mapping[str, Any], num_classes: int) -> Segmentor:
             "reduce": settings["reduce"],
             "align_corners": settings["align_corners"],
         }
+    elif settings["head"] == "fcn":
+        head_options |= {"convs": settings["fcn_convs"], "concat": settings["fcn_concat"]}
     elif settings["head"] == "enc":
         head_options |= {"codewords": settings["codewords"], "lateral": settings["lateral"]}
     elif settings["head"] == "aspp":
-        head_options["rates"] = tuple(rate * 8 // settings["output_stride"] for rate in RATES)
+        head_options["rates"] = rates_at(settings["output_stride"])
     return Segmentor(
         backbone=ResNet(
             depth=settings["depth"],

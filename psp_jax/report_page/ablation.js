@@ -1,8 +1,12 @@
 /* The page about an ablation: every table with a dot for each seed, and the IoU of the classes. */
 
-const { tables, variants, classes, columns, machine } = PAYLOAD;
+const { tables, variants, classes, columns } = PAYLOAD;
 const content = document.getElementById("content");
 const runs = Object.values(variants).reduce((sum, { seeds }) => sum + seeds.length, 0);
+
+function listed(key) {
+  return PAYLOAD[key].join(" and ");
+}
 
 content.append(
   element(
@@ -10,7 +14,7 @@ content.append(
     { class: "hero" },
     element("p", { class: "eyebrow" }, "Ablation"),
     element("h1", {}, element("span", { class: "muted" }, "Variants on "), PAYLOAD.data),
-    element("p", { class: "run-line" }, `${PAYLOAD.file}: ${count(runs)} runs of ${count(PAYLOAD.steps)} steps with ${count(PAYLOAD.batch_size)} images \u00b7 ${machine.cores} cores of ${machine.cpu}, ${machine.devices} a run \u00b7 jax ${PAYLOAD.versions.jax}`),
+    element("p", { class: "run-line" }, `${PAYLOAD.file}: ${count(runs)} runs of ${listed("steps")} steps with ${listed("batch_size")} images \u00b7 ${PAYLOAD.machines.join("; ")} \u00b7 jax ${listed("jax")}`),
     element("p", { class: "protocol" }, "Percent, mean \u00b1 standard deviation over seeds. Under each figure stands a dot for every seed and a bar at their mean."),
   ),
 );
@@ -59,7 +63,7 @@ function scoreTable({ title, rows }) {
 
 tables.forEach((table, index) => {
   const [lead, node] = scoreTable(table);
-  const note = table.rows.some((row) => row.published !== null) ? " What was published is of another data set: compare the order of the rows, not the numbers." : "";
+  const note = table.rows.some((row) => row.published !== null) ? ` Published: ${PAYLOAD.published_for}.` : "";
   addSection(`table-${index}`, table.title, lead + note, node);
 });
 

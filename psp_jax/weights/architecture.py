@@ -20,6 +20,12 @@ _CAFFE_MEAN = ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
 
 MAX_CHANNELS = 65_536  # no layer of a known network has a tenth
 MAX_DIGITS = 3  # of a block's number
+MAX_CONVS = 8  # of an FCN head; mmsegmentation's own have one or two
+
+# Layers that tell a head from the others, in the order to look for them: FCN's may begin like others'.
+_MARKS = {"psp": "level", "aspp": "branch", "enc": "encoding", "fcn": "conv"}
+# Layers that give as many channels as config.model.head_channels says.
+_WIDTHS = {"psp": "fuse", "aspp": "fuse", "enc": "conv", "fcn": "conv"}
 
 # What no tensor tells: how the source's code runs its segmentation networks, in fields of config.model. It is
 # basic_dilation for basic blocks only: a bottleneck has but one convolution to dilate.
@@ -39,16 +45,12 @@ _WHOLE = {
 # Beginnings of names that belong to a network which this version cannot build or import.
 _UNBUILT = {
     "mmseg": {
-        "decode_head.aspp_modules.": "ASPPHead",
-        "decode_head.enc_module.": "EncHead",
-        "decode_head.conv_cat.": "FCNHead with concat_input",
-        "decode_head.convs.1.": "FCNHead with several convolutions",
+        "decode_head.sep_bottleneck.": "DepthwiseSeparableASPPHead",
         "decode_head.0.": "a cascade of heads",
         "neck.": "a neck between backbone and head",
     },
     "encoding": {
-        "head.encmodule.": "EncHead",
-        "head.aspp.": "ASPPHead",
+        "head.aspp.": "DeepLabV3Head, which fuses by a 1x1 convolution and has another after it",
         "jpu.": "JPU",
     },
     "timm": {"layer1.0.downsample.2.": "ResNet-D, which averages before the shortcut's convolution"},
@@ -105,13 +107,15 @@ def _kernel(source: str, layer: str) -> str:
 
 def _outputs(source: str, tensors: Tensors, layer: str) -> int:
     """Return how many channels a convolution gives; ValueError where it is not there."""
-    name = _kernel(source, layer)
+    return _length(source, tensors, _kernel(source, layer), 4)
+
+
+def _length(source: str, tensors: Tensors, name: str, axes: int) -> int:
+    """Return the length of the first of a tensor's axes; ValueError where it has another number of them."""
     if name not in tensors:
         raise ValueError(f"This is no network of {source}: it lacks {name}; choose the source that it is of.")
-    if tensors[name].ndim != 4:
-        raise ValueError(
-            f"{name} has {tensors[name].ndim} axes instead of the four of a convolution; get the file anew."
-        )
+    if tensors[name].ndim != axes:
+        raise ValueError(f"{name} has {tensors[name].ndim} axes instead of {axes}; get the file anew.")
     if tensors[name].size == 0 or tensors[name].shape[0] > MAX_CHANNELS:
         raise ValueError(f"{name} has the impossible shape {tensors[name].shape}; get the file anew.")
     return tensors[name].shape[0]
@@ -160,18 +164,30 @@ def _backbone(source: str, scheme: Scheme, tensors: Tensors) -> dict[str, Any]:
 
 
 def _heads(source: str, scheme: Scheme, tensors: Tensors) -> tuple[dict[str, Any], int]:
-    """Return head, head_channels, aux_head and aux_channels, and the number of classes."""
+    """Return what config.model says of the heads, and the number of classes."""
 
-    def has(role: str) -> bool:
-        if role not in scheme.heads:
-            return False
-        start = scheme.heads[role][0].partition("{")[0]
-        return any(name.startswith(start) for name in tensors)
+    def has(head: str, role: str) -> bool:
+        pair = scheme.heads.get(head, {}).get(role)
+        return pair is not None and any(name.startswith(pair[0].partition("{")[0]) for name in tensors)
 
-    head = "psp" if has("level") or "fcn" not in scheme.heads else "fcn"
-    layer = scheme.heads["fuse" if head == "psp" else "fcn"][0]
-    found: dict[str, Any] = {"head": head, "head_channels": _outputs(source, tensors, layer)}
-    found["aux_head"] = has("aux") or has("aux_classifier")
+    head = next((head for head, role in _MARKS.items() if has(head, role)), "fcn" if "fcn" in scheme.heads else "psp")
+    layers = scheme.heads[head]
+    width = layers[_WIDTHS[head]][0]
+    found: dict[str, Any] = {"head": head, "head_channels": _outputs(source, tensors, width.format(level=0))}
+    if head == "fcn":
+        found |= {"fcn_convs": _convs(source, tensors, layers["conv"][0]), "fcn_concat": has("fcn", "fuse")}
+    if head == "enc":
+        codewords = _length(source, tensors, f"{layers['encoding'][0]}.codewords", 2)
+        found |= {"codewords": codewords, "lateral": has("enc", "lateral")}
+    found["aux_head"] = has("aux", "conv") or has("aux", "classifier")
     if found["aux_head"]:
-        found["aux_channels"] = _outputs(source, tensors, scheme.heads["aux"][0])
-    return found, _outputs(source, tensors, scheme.heads[f"{head}_classifier"][0])
+        found["aux_channels"] = _outputs(source, tensors, scheme.heads["aux"]["conv"][0])
+    return found, _outputs(source, tensors, layers["classifier"][0])
+
+
+def _convs(source: str, tensors: Tensors, layer: str) -> int:
+    """Return the number of an FCN head's convolutions, at most `MAX_CONVS`: more are left over for the table."""
+    if "{" not in layer:
+        return 1
+    there = [_kernel(source, layer.format(level=level)) in tensors for level in range(MAX_CONVS)]
+    return [*there, False].index(False)

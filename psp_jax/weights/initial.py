@@ -15,6 +15,12 @@ from psp_jax.weights.tables import to_variables
 
 RANDOM = "random"
 PARTS = ("backbone", "head", "aux_head")
+# What networks of one head must have in common beside its width.
+_HEAD_FIELDS = {
+    "psp": ("bins", "pool", "reduce", "align_corners"),
+    "fcn": ("fcn_convs", "fcn_concat"),
+    "enc": ("codewords", "lateral"),
+}
 ShapesOf = Callable[[Mapping[str, Any], int], Mapping[str, Any]]
 Flat = dict[tuple[str, ...], Any]
 
@@ -48,7 +54,7 @@ def initialise(
 ) -> tuple[dict[str, Any], str]:
     """Return {"params", "batch_stats"} with the leaves that a file holds as f32 NumPy arrays, and what was done.
 
-    A backbone initialises the backbone. A segmentation network initialises everything, but a classifier of another
+    A backbone initialises the backbone. A segmentation network initialises everything, but classifiers of another
     number of classes and an auxiliary head that the file lacks: these stay as they are.
 
     Args:
@@ -92,7 +98,7 @@ def _check_fits(
         fields += ["first_block_dilation", "head", "head_channels"]
         fields += ["basic_dilation"] if theirs["depth"] < 50 else []
         fields += ["aux_channels"] if theirs["aux_head"] and settings["aux_head"] else []
-        fields += ["bins", "pool", "reduce", "align_corners"] if theirs["head"] == settings["head"] == "psp" else []
+        fields += _HEAD_FIELDS.get(settings["head"], ()) if theirs["head"] == settings["head"] else ()
     wrong = [f"model.{field}={theirs[field]}" for field in fields if not _equal(theirs[field], settings[field])]
     if wrong:
         raise ValueError(
@@ -110,12 +116,13 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _told(ours: Flat, taken: set[tuple[str, ...]]) -> str:
-    """Return "backbone, head; random: head.classifier", by the parts of a network."""
+    """Return "backbone, head; random: head.classifier", by the parts of a network and their layers."""
     initialised, random = [], []
     for part in PARTS:
         paths = {path for path in ours if path[1] == part}
         if paths & taken:
             initialised.append(part)
-        if paths - taken:
-            random.append(f"{part}.classifier" if paths & taken else part)
+            random += sorted({f"{part}.{path[2]}" for path in paths - taken})
+        elif paths:
+            random.append(part)
     return ", ".join(initialised) + (f"; random: {', '.join(random)}" if random else "")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 Pair = tuple[str, str]  # names of a convolution and of the batch norm after it
+Heads = Mapping[str, Mapping[str, Pair]]
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Scheme:
         {caffe_block} 1-.
       convs: the convolutions of a block, two of them in a basic block.
       downsample: the convolution of a block's shortcut.
-      heads: layers outside the backbone, by role: level (from {level} 0-, {number} 1- or {bins}), fuse and
-        psp_classifier of a PSP head, fcn and fcn_classifier of an FCN head, aux and aux_classifier. A classifier has no
-        batch norm.
+      heads: of each head that the source has (those of config.model, and aux) the layers by their names here, less the
+        number that a name ends with: {level} 0-, {number} 1- and {bins} are made of it. A linear layer or an encoding
+        stands where a convolution does; "" is for a part that a layer has not.
       basic: whether the source's networks of basic blocks can be built here.
     """
 
@@ -32,11 +33,11 @@ class Scheme:
     block: str
     convs: tuple[Pair, ...]
     downsample: Pair
-    heads: Mapping[str, Pair]
+    heads: Heads
     basic: bool = True
 
 
-def _torch(prefix: str, stem: tuple[Pair, ...], plain: bool, heads: Mapping[str, Pair], basic: bool = True) -> Scheme:
+def _torch(prefix: str, stem: tuple[Pair, ...], plain: bool, heads: Heads, basic: bool = True) -> Scheme:
     """Return the scheme of a torch network: all of them name residual blocks alike."""
     return Scheme(
         stem=tuple((prefix + conv, prefix + bn) for conv, bn in stem),
@@ -47,6 +48,11 @@ def _torch(prefix: str, stem: tuple[Pair, ...], plain: bool, heads: Mapping[str,
         heads=heads,
         basic=basic,
     )
+
+
+def _module(name: str) -> Pair:
+    """Return the names within a ConvModule of mmsegmentation."""
+    return f"{name}.conv", f"{name}.bn"
 
 
 _TIMM_STEM = (("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1"))
@@ -69,11 +75,12 @@ NETWORKS = {
         (("layer0.0", "layer0.1"), ("layer0.3", "layer0.4"), ("layer0.6", "layer0.7")),
         False,
         {
-            "level": ("ppm.features.{level}.1", "ppm.features.{level}.2"),
-            "fuse": ("cls.0", "cls.1"),
-            "psp_classifier": ("cls.4", ""),
-            "aux": ("aux.0", "aux.1"),
-            "aux_classifier": ("aux.4", ""),
+            "psp": {
+                "level": ("ppm.features.{level}.1", "ppm.features.{level}.2"),
+                "fuse": ("cls.0", "cls.1"),
+                "classifier": ("cls.4", ""),
+            },
+            "aux": {"conv": ("aux.0", "aux.1"), "classifier": ("aux.4", "")},
         },
     ),
     "mmseg": _torch(
@@ -81,13 +88,34 @@ NETWORKS = {
         _MMSEG_STEM,
         True,
         {
-            "level": ("decode_head.psp_modules.{level}.1.conv", "decode_head.psp_modules.{level}.1.bn"),
-            "fuse": ("decode_head.bottleneck.conv", "decode_head.bottleneck.bn"),
-            "psp_classifier": ("decode_head.conv_seg", ""),
-            "fcn": ("decode_head.convs.0.conv", "decode_head.convs.0.bn"),
-            "fcn_classifier": ("decode_head.conv_seg", ""),
-            "aux": ("auxiliary_head.convs.0.conv", "auxiliary_head.convs.0.bn"),
-            "aux_classifier": ("auxiliary_head.conv_seg", ""),
+            "psp": {
+                "level": _module("decode_head.psp_modules.{level}.1"),
+                "fuse": _module("decode_head.bottleneck"),
+                "classifier": ("decode_head.conv_seg", ""),
+            },
+            "aspp": {
+                "image": _module("decode_head.image_pool.1"),
+                "branch": _module("decode_head.aspp_modules.{level}"),
+                "fuse": _module("decode_head.bottleneck"),
+                "classifier": ("decode_head.conv_seg", ""),
+            },
+            "enc": {
+                "conv": _module("decode_head.bottleneck"),
+                "lateral": _module("decode_head.lateral_convs.{level}"),
+                "fuse": _module("decode_head.fusion"),
+                "project": _module("decode_head.enc_module.encoding_project"),
+                "encoding": ("decode_head.enc_module.encoding.0", ""),
+                "encoding_bn": ("", "decode_head.enc_module.encoding.1"),
+                "gate": ("decode_head.enc_module.fc.0", ""),
+                "se": ("decode_head.se_layer", ""),
+                "classifier": ("decode_head.conv_seg", ""),
+            },
+            "fcn": {
+                "conv": _module("decode_head.convs.{level}"),
+                "fuse": _module("decode_head.conv_cat"),
+                "classifier": ("decode_head.conv_seg", ""),
+            },
+            "aux": {"conv": _module("auxiliary_head.convs.0"), "classifier": ("auxiliary_head.conv_seg", "")},
         },
     ),
     "encoding": _torch(
@@ -95,13 +123,24 @@ NETWORKS = {
         _TIMM_STEM,
         True,
         {
-            "level": ("head.conv5.0.conv{number}.0", "head.conv5.0.conv{number}.1"),
-            "fuse": ("head.conv5.1", "head.conv5.2"),
-            "psp_classifier": ("head.conv5.5", ""),
-            "fcn": ("head.conv5.0", "head.conv5.1"),
-            "fcn_classifier": ("head.conv5.4", ""),
-            "aux": ("auxlayer.conv5.0", "auxlayer.conv5.1"),
-            "aux_classifier": ("auxlayer.conv5.4", ""),
+            "psp": {
+                "level": ("head.conv5.0.conv{number}.0", "head.conv5.0.conv{number}.1"),
+                "fuse": ("head.conv5.1", "head.conv5.2"),
+                "classifier": ("head.conv5.5", ""),
+            },
+            "enc": {
+                "conv": ("head.conv5.0", "head.conv5.1"),
+                "lateral": ("head.connect.{level}.0", "head.connect.{level}.1"),
+                "fuse": ("head.fusion.0", "head.fusion.1"),
+                "project": ("head.encmodule.encoding.0", "head.encmodule.encoding.1"),
+                "encoding": ("head.encmodule.encoding.3", ""),
+                "encoding_bn": ("", "head.encmodule.encoding.4"),
+                "gate": ("head.encmodule.fc.0", ""),
+                "se": ("head.encmodule.selayer", ""),
+                "classifier": ("head.conv6.1", ""),
+            },
+            "fcn": {"conv": ("head.conv5.0", "head.conv5.1"), "classifier": ("head.conv5.4", "")},
+            "aux": {"conv": ("auxlayer.conv5.0", "auxlayer.conv5.1"), "classifier": ("auxlayer.conv5.4", "")},
         },
         basic=False,  # its basic block dilates the second convolution by the stage before
     ),
@@ -112,9 +151,11 @@ NETWORKS = {
         convs=(("1x1_reduce", "1x1_reduce/bn"), ("3x3", "3x3/bn"), ("1x1_increase", "1x1_increase/bn")),
         downsample=("1x1_proj", "1x1_proj/bn"),
         heads={
-            "level": ("conv5_3_pool{bins}_conv", "conv5_3_pool{bins}_conv/bn"),
-            "fuse": ("conv5_4", "conv5_4/bn"),
-            "psp_classifier": ("conv6", ""),
+            "psp": {
+                "level": ("conv5_3_pool{bins}_conv", "conv5_3_pool{bins}_conv/bn"),
+                "fuse": ("conv5_4", "conv5_4/bn"),
+                "classifier": ("conv6", ""),
+            },
         },
         basic=False,
     ),

@@ -27,6 +27,10 @@ _TORCH_TENSORS = {
     ("bn", "bias"): ".bias",
     ("bn", "mean"): ".running_mean",
     ("bn", "var"): ".running_var",
+    ("dense", "kernel"): ".weight",
+    ("dense", "bias"): ".bias",
+    ("encoding", "codewords"): ".codewords",
+    ("encoding", "scale"): ".scale",
 }
 _CAFFE_BLOBS = {
     ("conv", "kernel"): "/0",
@@ -36,6 +40,8 @@ _CAFFE_BLOBS = {
     ("bn", "mean"): "/2",
     ("bn", "var"): "/3",
 }
+# Layers that hold their leaves themselves, instead of in a "conv" and a "bn".
+_BARE = {"encoding": "encoding", "encoding_bn": "bn", "gate": "dense", "se": "dense"}
 
 
 def _same(value: np.ndarray) -> np.ndarray:
@@ -68,6 +74,7 @@ Convert = Callable[[np.ndarray], np.ndarray]
 LAYOUTS: dict[str, tuple[Convert, Convert]] = {
     "vector": (_same, _same),
     "row": (np.ravel, lambda value: value.reshape(1, -1, 1, 1)),  # (1, C, 1, 1) of Caffe's BN layer
+    "dense": (np.transpose, np.transpose),
     "conv": (_to_hwio, _to_oihw),
     "conv_bgr": (lambda k: _flip_inputs(_to_hwio(k)), lambda k: _to_oihw(_flip_inputs(k))),
     "conv_levels": (lambda k: _reverse_levels(_to_hwio(k)), lambda k: _to_oihw(_reverse_levels(k))),
@@ -100,13 +107,13 @@ def names(source: str, settings: Mapping[str, Any], like: Mapping[str, Any]) -> 
     whole = "head" in like["params"]
     scheme = scheme_of(source, whole)
     _check(source, scheme, settings)
-    if whole and settings["head"] not in ("psp", "fcn"):
-        raise ValueError(f"Names of {source} for model.head={settings['head']} are not known; choose another format.")
     tensors = _CAFFE_BLOBS if source == "caffe" else _TORCH_TENSORS
     table = {}
     for collection, tree in like.items():
         for path, leaf in traverse_util.flatten_dict(tree).items():
             *module, kind, tensor = path
+            if kind in _BARE:
+                module, kind = [*module, kind], _BARE[kind]
             pair = layer_names(scheme, tuple(module), settings)
             if pair is None:
                 raise ValueError(f"{source} has no place for {'.'.join(path)}; choose another format.")
@@ -122,6 +129,8 @@ def _their_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
     if layout == "row":
         return (1, *shape, 1, 1)
+    if layout == "dense":
+        return shape[::-1]
     height, width, inputs, outputs = shape
     return outputs, inputs, height, width
 
@@ -148,21 +157,19 @@ def layer_names(scheme: Scheme, module: tuple[str, ...], settings: Mapping[str, 
         prefix = scheme.block.format(stage=stage, block=block, caffe_stage=stage + 1, caffe_block=block + 1)
         conv, bn = scheme.downsample if inner[0] == "downsample" else scheme.convs[int(inner[0][4:]) - 1]
         return prefix + conv, prefix + bn
-    if layer.startswith("level"):
-        bins = int(layer[5:])
-        level = tuple(settings["bins"]).index(bins)
-        pair = scheme.heads.get("level")
-        return pair and _fill(pair, level=level, number=level + 1, bins=bins)
-    kind = "aux" if part == "aux_head" else settings["head"]
-    role = f"{kind}_classifier" if layer == "classifier" else {"fuse": "fuse", "conv": kind}[layer]
-    return scheme.heads.get(role)
-
-
-def _fill(pair: Pair, **values: int) -> Pair:
-    return pair[0].format(**values), pair[1].format(**values)
+    role = layer.rstrip("0123456789")
+    pair = scheme.heads.get("aux" if part == "aux_head" else settings["head"], {}).get(role)
+    number = int(layer[len(role) :] or 0)
+    if pair is None or (number and "{" not in pair[0]):
+        return None
+    level = {"level": tuple(settings["bins"]).index, "lateral": (2, 3).index}.get(role, int)(number)
+    conv, bn = (name.format(level=level, number=level + 1, bins=number) for name in pair)
+    return conv, bn
 
 
 def _layout(source: str, path: tuple[str, ...]) -> str:
+    if path[-2] in _BARE and path[-1] == "kernel":
+        return "dense"
     if path[-1] != "kernel":
         return "row" if source == "caffe" and path[-2] == "bn" else "vector"
     if source == "caffe":

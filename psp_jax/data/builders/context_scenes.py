@@ -14,7 +14,7 @@ class ContextScenes(PairBuilder):
     """Generated scenes of 128x128 pixels that hold the three failure cases of PSPNet (CVPR 2017, section 3.1)."""
 
     name = "context_scenes"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # 1.0.0 had other shares of light patches
     classes = class_tables.get("context_scenes")
 
     def splits(self) -> dict[str, int]:

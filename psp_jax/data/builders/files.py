@@ -34,7 +34,7 @@ class Part(NamedTuple):
     size: str = ""  # in words, where it can be fetched without a login
     md5: str = ""
     keep: str = ""  # pattern of the names that are needed, for a .tgz that holds much else
-    instead: str = ""  # pattern of what makes the archive unnecessary
+    instead: tuple["Part", ...] = ()  # any of them makes the archive unnecessary
 
 
 class Files:

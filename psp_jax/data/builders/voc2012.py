@@ -4,8 +4,9 @@ Splits: train (1,464 images) and validation (1,449) are those of VOC. train_aug 
 images of VOC train, and those that SBD annotates in its train.txt or val.txt, without those of VOC val. An image of VOC
 train keeps VOC's annotation, which has void (255) along the edges of objects; the other 9,118 have SBD's, without void.
 All images are VOC's JPEGs. In place of SBD's archive SegmentationClassAug serves, which others have made of it, a zip
-file or a folder, also in VOC2012: every PNG in it that is not of VOC val counts. Without either there is no train_aug.
-The sets of 2,913 and of 12,031 images used for test submissions are train+validation and train_aug+validation.
+file or a folder, or a folder in VOCdevkit/VOC2012: every PNG in it that is not of VOC val counts. Without either there
+is no train_aug. The sets of 2,913 and of 12,031 images used for test submissions are train+validation and
+train_aug+validation.
 """
 
 import io
@@ -29,6 +30,10 @@ VOC = Part(
     size="2 GB",
     md5="6cd6e144f989b92b3379bac3b3de84fd",
 )
+AUG = (
+    Part("SegmentationClassAug.zip", "SegmentationClassAug", url=""),
+    Part("", "VOCdevkit/VOC2012/SegmentationClassAug", url=""),
+)
 SBD = Part(
     "benchmark.tgz",
     "benchmark_RELEASE/dataset",
@@ -36,9 +41,8 @@ SBD = Part(
     size="1.4 GB",
     md5="82b4d87ceb2ed10f6038a1cba92111cb",
     keep=r"cls/|train\.txt$|val\.txt$",
-    instead="**/SegmentationClassAug*",
+    instead=AUG,
 )
-AUG = Part("SegmentationClassAug.zip", "SegmentationClassAug", url="")
 
 
 class Example(NamedTuple):
@@ -103,7 +107,7 @@ class Voc2012(PairBuilder):
         if sbd := find(folder, SBD):
             ids = sbd.ids("train.txt") + sbd.ids("val.txt")
             return {id: Example(id, sbd, f"cls/{id}.mat") for id in ids}
-        if aug := find(folder, AUG) or find(self._voc.path, AUG):
+        if aug := find(folder, AUG[0]) or find(folder, AUG[1]):
             ids = [name.removesuffix(".png") for name in aug.names if name.endswith(".png")]
             return {id: Example(id, aug, f"{id}.png") for id in ids if ID.fullmatch(id)}
         return {}

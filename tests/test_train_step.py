@@ -1,0 +1,65 @@
+"""A training step's running mean of the parameters, against NumPy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from psp_jax.models.layers import BatchNorm
+from psp_jax.train_step import StepFunction, TrainState, create_state, make_train_step
+
+
+class Pixelwise(nn.Module):
+    """The smallest network that a training step takes."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+        return {"logits": nn.Dense(3)(BatchNorm()(x, train))}
+
+
+def start(average: bool) -> tuple[TrainState, StepFunction]:
+    model, optimizer = Pixelwise(), optax.sgd(0.5)
+    state = create_state(model, optimizer, 0, jax.sharding.SingleDeviceSharding(jax.devices()[0]), average)
+    step_fn = make_train_step(
+        model,
+        optimizer,
+        mean=(128.0,) * 3,
+        std=(64.0,) * 3,
+        aux_weight=0.0,
+        align_corners=False,
+        ignore_label=255,
+        dropout_seed=0,
+        ema_decay=0.3,
+    )
+    return state, jax.jit(step_fn, donate_argnums=0)
+
+
+def batch(step: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    return {
+        "image": rng.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8),
+        "label": rng.integers(0, 3, (2, 8, 8)).astype(np.uint8),
+    }
+
+
+def test_running_mean_of_the_parameters() -> None:
+    """It begins with the first parameters, keeps 1/10, 2/11, 3/12 and then 0.3 of itself, and changes nothing."""
+    (state, step_fn), (plain, _) = start(True), start(False)
+    assert plain.averaged is None
+    expected: Any = jax.device_get(state.params)
+    jax.tree.map(np.testing.assert_array_equal, state.averaged, expected)
+    for step, kept in enumerate((1 / 10, 2 / 11, 3 / 12, 0.3, 0.3)):
+        state, _ = step_fn(state, batch(step))
+        plain, _ = step_fn(plain, batch(step))
+        new = jax.device_get(state.params)
+        expected = jax.tree.map(lambda mean, x, kept=kept: kept * mean + (1 - kept) * x, expected, new)
+        jax.tree.map(
+            lambda ours, x: np.testing.assert_allclose(ours, x, rtol=1e-5, atol=1e-7), state.averaged, expected
+        )
+        jax.tree.map(np.testing.assert_array_equal, plain.params, new)
+    assert plain.variables["params"] is plain.params
+    assert state.variables == {"params": state.averaged, "batch_stats": state.batch_stats}
+    assert jnp.abs(state.averaged["Dense_0"]["kernel"] - state.params["Dense_0"]["kernel"]).max() > 1e-4
