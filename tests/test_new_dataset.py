@@ -165,7 +165,8 @@ def test_from_photos_to_a_trained_network(tmp_path: Path) -> None:
     flags = (f"--config={config}", f"--config.data.prepared_dir={tmp_path / 'prepared'}", "--config.data.num_workers=0")
     checked = run_module("psp_jax.check_data", flags[0], "--output", tmp_path / "check")
     assert checked.returncode == 0, checked.stdout
-    done = run_module("psp_jax.main", *flags, *TINY, "--config.train.steps=4", "--workdir", tmp_path / "w")
+    more = (*TINY, "--config.train.steps=4", "--workdir", tmp_path / "w")
+    done = run_module("psp_jax.main", *flags, *more, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     scores = json.loads((tmp_path / "w" / "eval" / "metrics.json").read_text())
     assert list(scores["per_class_iou"]) == ["ground", "car", "tree"]
