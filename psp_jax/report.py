@@ -129,7 +129,7 @@ def read_gallery(directory: Path, classes: ClassTable) -> list[dict[str, Any]]:
 
 
 def write_page(path: Path, kind: str, title: str, payload: dict[str, Any]) -> Path:
-    """Write a page of one `kind`, "report", "compare" or "ablation", whole or not at all, and return `path`.
+    """Write a page of a `kind`: report, compare, ablation or check_data; whole or not at all. Returns `path`.
 
     The payload travels as JSON without any "<", so that no text in it can end its element. The content security policy
     forbids all requests and every script but the page's own.

@@ -12,7 +12,11 @@ PACKAGE = ROOT / "psp_jax"
 # From the top to the bottom: a module imports only from the rows below its own. A folder is one entry and may import
 # within itself; nothing else imports from its own row.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("main", "prepare", "predict", "export", "import_weights", "score", "compare", "ablate"),  # commands
+    # commands
+    (
+        *("main", "prepare", "predict", "export", "import_weights", "score", "compare", "ablate"),
+        *("check_data", "new_dataset"),
+    ),
     ("train", "evaluate"),  # loops
     ("api", "validation", "recorder", "ablation"),  # assembled pieces of the rows below
     ("sliding", "tiling", "report", "results", "deploy"),
@@ -32,6 +36,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 ROW_OF = {entry: row for row, entries in enumerate(ROWS) for entry in entries}
 # Data workers are processes of their own: JAX in them costs memory, start-up time and, on accelerators, the device.
 NO_JAX = ("data", "classes", "visualize", "progress", "protocols", "cityscapes", "report", "download")
+NO_JAX += ("check_data", "new_dataset")
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 60
 TABLES = {(Path("psp_jax/config.py"), "defaults")}  # functions that are lists of values without logic: any length

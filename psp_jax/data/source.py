@@ -58,13 +58,25 @@ class Source:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = self.pair(index)
+        image = decode.decode_image(pair.image, pair.image_name)
+        return {"image": image, "label": self._decoded(pair), "id": pair.id}
+
+    def pair(self, index: int) -> builders.Pair:
+        """Return an example as it is stored: image and annotation encoded, and the names that errors give them."""
         record = self._record(index)
-        image = decode.decode_image(record["image"], f"The image of {self._where(index, record)}")
-        return {"image": image, "label": self._label(index, record), "id": self._id(index, record)}
+        name = self._id(index, record)
+        where = f"{self.directory}, {self.split} example {index} ({name})"
+        files = (record["image"], record["annotation"])
+        return builders.Pair(name, *files, f"The image of {where}", f"The annotation of {where}")
 
     def label(self, index: int) -> np.ndarray:
         """Return the label of an example, u8[H, W] training ids with 255 for void, without decoding its image."""
-        return self._label(index, self._record(index))
+        return self._decoded(self.pair(index))
+
+    def _decoded(self, pair: builders.Pair) -> np.ndarray:
+        annotation = decode.decode_annotation(pair.annotation, pair.annotation_name)
+        return self.classes.to_train(annotation, pair.annotation_name)
 
     def ids(self, index: int) -> str:
         """Return the id of an example without decoding its pixels."""
@@ -77,13 +89,6 @@ class Source:
 
     def _id(self, index: int, record: dict[str, bytes]) -> str:
         return next(prefix for end, prefix in self._prefixes if index < end) + record["id"].decode()
-
-    def _where(self, index: int, record: dict[str, bytes]) -> str:
-        return f"{self.directory}, {self.split} example {index} ({self._id(index, record)})"
-
-    def _label(self, index: int, record: dict[str, bytes]) -> np.ndarray:
-        where = f"The annotation of {self._where(index, record)}"
-        return self.classes.to_train(decode.decode_annotation(record["annotation"], where), where)
 
     def _record(self, index: int) -> dict[str, bytes]:
         if not 0 <= index < len(self):

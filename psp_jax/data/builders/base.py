@@ -119,19 +119,25 @@ def check_pair(pair: Pair, classes: ClassTable) -> tuple[int, int]:
     """
     image = decode.decode_image(pair.image, pair.image_name)
     label = decode.decode_annotation(pair.annotation, pair.annotation_name)
-    if image.shape[:2] != label.shape:
-        hint = ""
-        if image.shape[:2] == label.shape[::-1] and decode.exif_orientation(pair.image) > 4:
-            hint = (
-                "; viewers turn this photo by its EXIF orientation, but here its pixels are read as they are stored: "
-                "turn the pixels themselves (`exiftran -ai` does) and drop the tag"
-            )
-        raise ValueError(
-            f"{pair.image_name} is {image.shape[1]}x{image.shape[0]} pixels but its annotation {pair.annotation_name} "
-            f"is {label.shape[1]}x{label.shape[0]}; both must have the same size{hint}."
-        )
+    check_same_size(pair, image, label)
     classes.to_train(label, pair.annotation_name)
     return label.shape[0], label.shape[1]
+
+
+def check_same_size(pair: Pair, image: np.ndarray, label: np.ndarray) -> None:
+    """Raise ValueError where the decoded image [H, W, 3] and annotation [H, W] of a pair differ in size."""
+    if image.shape[:2] == label.shape:
+        return
+    hint = ""
+    if image.shape[:2] == label.shape[::-1] and decode.exif_orientation(pair.image) > 4:
+        hint = (
+            "; viewers turn this photo by its EXIF orientation, but here its pixels are read as they are stored: "
+            "turn the pixels themselves (`exiftran -ai` does) and drop the tag"
+        )
+    raise ValueError(
+        f"{pair.image_name} is {image.shape[1]}x{image.shape[0]} pixels but its annotation {pair.annotation_name} "
+        f"is {label.shape[1]}x{label.shape[0]}; both must have the same size{hint}."
+    )
 
 
 def shortfall(title: str, found: Mapping[str, Sized], full: Mapping[str, int]) -> str:

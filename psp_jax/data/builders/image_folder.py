@@ -83,16 +83,25 @@ def open_folder(path: str | Path, classes: str | Path | None) -> tuple[Folder, C
     """Return the folder and its class table: the one named, or else the classes.json in the folder.
 
     Raises:
-      FileNotFoundError, ValueError: see `Folder` and `classes.get`; no classes named and no classes.json.
+      FileNotFoundError, ValueError: see `Folder` and `folder_classes`.
     """
     folder = Folder(Path(path).expanduser())
-    own = folder.path / "classes.json"
+    return folder, folder_classes(folder.path, classes)
+
+
+def folder_classes(path: Path, classes: str | Path | None) -> ClassTable:
+    """Return the class table named, or else the one in the folder's classes.json.
+
+    Raises:
+      FileNotFoundError, ValueError: see `classes.get`; no classes named and no classes.json.
+    """
+    own = path / "classes.json"
     if not classes and not own.is_file():
         raise FileNotFoundError(
             f'There is no {own}; write one such as {{"names": ["road", "tree"], "ignore": 255}}, or name a class table '
             f"({', '.join(class_tables.NAMES)} or the path of a JSON file)."
         )
-    return folder, class_tables.get(classes or own)
+    return class_tables.get(classes or own)
 
 
 def _visible(path: Path) -> Iterator[Path]:
