@@ -64,7 +64,7 @@ def of_table(table: Mapping[Colour, str], facts: Facts) -> Classes:
                 )
     names = list(dict.fromkeys(name for name in table.values() if name != VOID))
     _check_count(len(names), "The names in the table of colours")
-    first = {name: colour for colour, name in reversed(table.items())}
+    first = {name: colour for colour, name in reversed(list(table.items()))}
     values = {colour: IGNORE_LABEL if name == VOID else names.index(name) for colour, name in table.items()}
     return {"names": names, "palette": [list(first[name]) for name in names], "ignore": IGNORE_LABEL}, values
 
