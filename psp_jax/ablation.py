@@ -128,7 +128,10 @@ class _Run:
     def machine(self) -> str:
         """Device, and where the run was started by an ablation the processor and its share of the cores."""
         devices = f"{self.resolved['devices']} x {self.resolved['device_kind']}"
-        return f"{self.starts[-1]['cores']} cores of {self.starts[-1]['cpu']}, {devices}" if self.starts else devices
+        if not self.starts:
+            return devices
+        cores = self.starts[-1]["cores"]
+        return f"{cores} core{'s' if cores > 1 else ''} of {self.starts[-1]['cpu']}, {devices}"
 
 
 def is_finished(run: Path) -> bool:
