@@ -113,7 +113,7 @@ def test_evaluation_takes_the_statistics_anew(averaged: Averaged, tmp_path: Path
     workdir = tmp_path / "w"
     shutil.copytree(averaged.workdir, workdir)
     before = metrics(workdir)
-    config = ConfigDict(averaged.config)
+    config = ConfigDict(averaged.config.to_dict())  # a ConfigDict of a ConfigDict shares its sections
     config.train.crop_size = (65,)
     for number in (2, 1, 0):
         config.eval.precise_bn_batches = number
@@ -143,7 +143,7 @@ def test_averaging_may_change_but_neither_begin_nor_end_on_the_way(
     decay: float, averaged: Averaged, tmp_path: Path
 ) -> None:
     shutil.copytree(averaged.workdir, tmp_path / "w")
-    config = ConfigDict(averaged.config)
+    config = ConfigDict(averaged.config.to_dict())  # a ConfigDict of a ConfigDict shares its sections
     config.train.ema_decay = decay
     remedy = "or give --resume=override" if decay else "choose a new --workdir"
     with pytest.raises(ValueError, match=rf"train\.ema_decay: 0\.5 -> {decay}.*{remedy}"):

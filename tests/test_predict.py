@@ -75,8 +75,8 @@ def test_export_predict_and_api_agree(finished_run: Run, tmp_path: Path) -> None
     for name, image in shown.items():
         [(labels, confidence)] = (tiles if name == "strip" else whole)([image])
         index, certainty = (np.asarray(Image.open(out / (name + ending))) for ending in (".png", "_confidence.png"))
-        np.testing.assert_array_equal(index, labels)
-        lossy = name.endswith(("turned", "cmyk"))
+        lossy = name.endswith(("turned", "cmyk"))  # saved as JPEG: near an edge the classes may change
+        assert (index != labels).mean() <= (0.02 if lossy else 0)
         np.testing.assert_allclose(certainty.astype(int), confidence.astype(int), atol=10 if lossy else 1)
         assert np.ptp(confidence) > 30 or name in ("grey", "pixel")  # another picture would have another map
     with pytest.raises(ValueError, match="choose one of: whole, semseg, tiles"):
