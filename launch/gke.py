@@ -46,7 +46,7 @@ def hosts(topology: str, chips_per_host: int) -> int:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", topology):
         raise Refused(2, f"--topology is like 4x4 or 2x2x4, not {topology}.")
     chips = math.prod(map(int, topology.split("x")))
-    if chips % chips_per_host:
+    if chips_per_host < 1 or chips % chips_per_host:
         raise Refused(2, f"The {chips} chips of {topology} are no whole number of hosts of {chips_per_host} chips.")
     return chips // chips_per_host
 

@@ -4,8 +4,8 @@
 
 What follows `--` goes to psp_jax.main unchanged, with --coordinator, --num_processes and --process_id after it. Every
 line of output bears the rank of its process. When a process fails the others are ended, and its exit code is this
-command's (128 + n for one that signal n ended). SIGINT and SIGTERM reach every process. One process drives all GPUs
-of a machine by itself; several share them out by --gpus_per_process.
+command's (128 + n for one that signal n ended). SIGINT, SIGTERM and SIGHUP reach every process. One process drives all
+GPUs of a machine by itself; several share them out by --gpus_per_process.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one when its terminal is closed
 
 
 class Run:
@@ -146,7 +146,8 @@ def main(argv: list[str]) -> int:
         return 2
     signals: list[int] = []
     for number in FORWARDED:
-        signal.signal(number, lambda received, _: signals.append(received))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda received, _: signals.append(received))
     for attempt in range(options.restarts + 1):
         if attempt:
             say(f"restart {attempt} of {options.restarts}")

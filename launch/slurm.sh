@@ -39,7 +39,8 @@ job() { # GRACE_SECONDS COMMAND
   kill -TERM "$step" 2>/dev/null || true # srun hands it on to the processes
   while kill -0 "$step" 2>/dev/null && ((left-- > 0)); do sleep 1; done
   # A cancelled job stays cancelled; a preempted one may be in the queue already.
-  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+  # Where SLURM does not answer, going back is the better guess.
+  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) || state=RUNNING
   if [[ $state == RUNNING ]]; then
     scontrol requeue "$SLURM_JOB_ID"
   else
@@ -92,7 +93,7 @@ submit() {
   local batch=(sbatch --parsable "--job-name=$name" "--nodes=$nodes" "--ntasks-per-node=$tasks"
     "--gpus-per-node=$gpus_per_node" ${cpus_per_task:+"--cpus-per-task=$cpus_per_task"} ${time:+"--time=$time"}
     ${partition:+"--partition=$partition"} ${account:+"--account=$account"}
-    --requeue --signal=B:TERM@120 --open-mode=append "--output=$PWD/%x-%j.out" "--chdir=$root"
+    --requeue "--signal=B:TERM@$((grace_seconds + 30))" --open-mode=append "--output=$PWD/%x-%j.out" "--chdir=$root"
     ${sbatch_flags[@]+"${sbatch_flags[@]}"} "$root/launch/slurm.sh" job "$grace_seconds")
   step+=(${srun_flags[@]+"${srun_flags[@]}"} "${program[@]}" "${arguments[@]}" --coordinator=auto)
   if [[ $dry_run == yes ]]; then

@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import statistics
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,7 @@ def new_dataset(
     listed = _read_names(names) if names else None
     if table and (listed or void is not None or read_as == VALUES):
         raise ValueError("--colours names the classes and void; leave out --names, --void and --masks_hold values.")
+    whole = output.resolve()  # "." has no name to write beside
     pairing = find_pairs(images, mask_folder, mask_ending)
     _tell_pairs(pairing)
     files = assign_splits(pairing.pairs, validation)
@@ -90,16 +92,19 @@ def new_dataset(
     if table:
         classes, value_of = mask_classes.of_table(table, facts)
     else:
-        whole = output.resolve()
         template = whole.with_name(f"{whole.name}_colours.csv")
         classes, value_of = mask_classes.of_values(facts, void=void, names=listed, read_as=read_as, template=template)
     ClassTable.from_dict(classes, output.name)  # checks itself
-    _write(files, value_of, output, link)
-    (output / "classes.json").write_text(json.dumps(classes, indent=1), "utf-8")
     sizes = [facts[mask].size for (split, _), (_, mask) in files.items() if split == "train"]
     eval_split = "val" if any(split == "val" for split, _ in files) else "test"
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=whole.parent, prefix=f"{whole.name}.") as folder:  # gone after any failure
+        partial = Path(folder) / whole.name
+        _write(files, value_of, partial, link)
+        (partial / "classes.json").write_text(json.dumps(classes, indent=1), "utf-8")
+        (partial / "config.py").write_text(config_text(sizes, eval_split), "utf-8")
+        partial.replace(whole)
     config = output / "config.py"
-    config.write_text(config_text(sizes, eval_split), "utf-8")
     _tell_result(files, classes, config)
     return config
 
@@ -162,7 +167,8 @@ def _write(files: Files, value_of: Mapping[Colour, int] | None, output: Path, li
         if value_of is None:
             _place(mask, target, link)
         else:
-            target.write_bytes(masks.to_values(mask, value_of))
+            with target.open("xb") as file:
+                file.write(masks.to_values(mask, value_of))
 
     with track(len(files), "write") as advance:
         for _ in map_ahead(write_pair, files.items()):
@@ -170,12 +176,18 @@ def _write(files: Files, value_of: Mapping[Colour, int] | None, output: Path, li
 
 
 def _place(source: Path, target: Path, link: bool) -> None:
-    """Make `target` a symbolic link, or a hard link, or else a copy."""
+    """Make `target` a symbolic link, or a hard link, or else a copy; FileExistsError where it is there.
+
+    On a file system that takes capitals for small letters two names can be one, and a copy would go into the original
+    that the first is a link to.
+    """
     if link:
         target.symlink_to(source.resolve())
         return
     try:
         os.link(source.resolve(), target)
+    except FileExistsError:
+        raise
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
 
@@ -183,7 +195,10 @@ def _place(source: Path, target: Path, link: bool) -> None:
 def _read_names(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file of names {path}; write one name a line.")
-    return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    try:
+        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except ValueError:
+        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
 
 
 def _tell_pairs(pairing: Pairing) -> None:

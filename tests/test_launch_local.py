@@ -27,6 +27,7 @@ if deed == "deaf":
 if deed == "wait":
     signal.signal(signal.SIGTERM, lambda *_: (print("got SIGTERM"), sys.exit(5)))
     signal.signal(signal.SIGINT, lambda *_: (print("got SIGINT"), sys.exit(6)))
+    signal.signal(signal.SIGHUP, lambda *_: (print("got SIGHUP"), sys.exit(7)))
 print("arguments", *sys.argv[1:])
 print("gpus", os.environ.get("CUDA_VISIBLE_DEVICES"), file=sys.stderr)
 whole = folder / f"whole.{rank}"
@@ -122,7 +123,7 @@ def test_restarts_are_used_up(launch, tmp_path):
     assert len(list(tmp_path.glob("started.1.*"))) == 3
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 5), (signal.SIGINT, 6)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 5), (signal.SIGINT, 6), (signal.SIGHUP, 7)])
 def test_signals_are_forwarded_and_end_the_restarts(launch, tmp_path, number, code):
     process = launch("--restarts=3", run=("--0=wait", "--1=wait"))
     pid(tmp_path, 0), pid(tmp_path, 1)

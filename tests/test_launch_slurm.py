@@ -70,6 +70,11 @@ def test_a_process_per_node_drives_all_its_gpus(stubs):
     ]
 
 
+def test_the_signal_comes_before_the_grace_ends(stubs):
+    flags, job = submitted(stubs, "--grace_seconds=600")
+    assert "--signal=B:TERM@630" in flags and job[0] == "600"
+
+
 def test_submission_tells_where_the_output_goes(stubs):
     result = slurm(stubs, "--name=psp", *RUN)
     assert result.stderr == f"submitted as job 4711; its output: tail -F {ROOT}/psp-4711.out\n"
@@ -186,3 +191,12 @@ def test_a_missing_sbatch_is_told(stubs):
         1,
         "error: sbatch is not on PATH; submit from a login node of the cluster.\n",
     )
+
+
+def test_a_job_goes_back_where_slurm_does_not_answer(stubs):
+    stubs.add("squeue", "exit 1")
+    process = start(stubs, "trap 'exit 0' TERM; for i in $(seq 600); do sleep 0.1; done")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert stubs.calls("scontrol") == [["scontrol", "requeue", "4711"]]

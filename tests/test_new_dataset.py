@@ -11,6 +11,7 @@ from conftest import TINY, run_module
 from mask_sets import HEIGHT, WIDTH, classes, coloured, mask, save, write, written
 
 from psp_jax import config as configuration
+from psp_jax import new_dataset as dataset_module
 from psp_jax.check_data import read_config
 from psp_jax.checks import check_values, crop_size, total_steps
 from psp_jax.data.source import open_source
@@ -117,6 +118,23 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path: Path, name: 
         new_dataset(**where)
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_failure_while_writing_leaves_nothing_and_no_original_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that takes capitals for small letters: two names are one there."""
+    where = write(tmp_path, [mask(i) for i in range(3)])
+    pictures = {path: path.read_bytes() for path in where["images"].iterdir()}
+    before = sorted(tmp_path.rglob("*"))
+    place = dataset_module._place
+    monkeypatch.setattr(
+        dataset_module, "_place", lambda source, target, link: place(source, target.with_stem("same"), link)
+    )
+    with pytest.raises(FileExistsError):
+        new_dataset(**where)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert {path: path.read_bytes() for path in where["images"].iterdir()} == pictures
 
 
 @pytest.mark.parametrize(
