@@ -9,6 +9,7 @@ nothing; padding is on both sides, not at the bottom and right; new layers start
 normal distributions; convolutions are in bfloat16.
 """
 
+from difflib import get_close_matches
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -151,7 +152,10 @@ EXPECTED: dict[str, dict[str, Any]] = {
 def get_config(variant: str = "pspnet_r50_ade20k_80k") -> ConfigDict:
     """Return the configuration of `variant`."""
     if variant not in VARIANTS:
-        raise ValueError(f"configs/mmseg.py has no variant {variant!r}; choose one of: {', '.join(VARIANTS)}.")
+        near = get_close_matches(variant, VARIANTS) or VARIANTS[:1]
+        raise ValueError(
+            f"configs/mmseg.py has no variant {variant!r}; PUBLISHED in it lists them, for example {', '.join(near)}."
+        )
     network, depth, data, thousands = variant.split("_")
     steps = 1000 * int(thousands.removesuffix("k"))
     config = defaults()

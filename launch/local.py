@@ -84,7 +84,7 @@ class Run:
             left -= 1
             if ended and not code:
                 code = ended if ended > 0 else 128 - ended
-                say(f"process {rank} ended with code {code}")
+                say(f"process {rank} ended with code {code}; the others have {grace:.0f} s to end")
                 if not signals:
                     self.signal_all(signal.SIGTERM)
                     deadline = time.monotonic() + grace

@@ -181,6 +181,10 @@ def ablate(
     runs = list_runs(file, variants or known, range(seeds), workdir, overrides)
     with lock(workdir):
         pending = [run for run in runs if not run.finished()]
+        print(
+            f"{len(pending)} of {len(runs)} runs to go, {jobs} at a time; their logs: {workdir}/VARIANT/seedN.log",
+            flush=True,
+        )
         write_ablation(workdir, plan)  # which also tells of runs that cannot stand in one table
         failed = _run_all(pending, jobs, len(runs), lambda: write_ablation(workdir, plan))
     if failed:

@@ -44,7 +44,7 @@ def _table(summary: dict[str, Any], table: dict[str, Any]) -> str:
     published = _published(table)
     first = summary["variants"][table["rows"][0]["variant"]]["scores"]["mean_iou"]["mean"]
     main, *others = summary["columns"].values()
-    lines = [["", "seeds", main, "difference", *(["published"] if published else []), *others, "parameters"]]
+    lines = [["variant", "seeds", main, "difference", *(["published"] if published else []), *others, "parameters"]]
     for row in table["rows"]:
         found = summary["variants"][row["variant"]]
         score, *scores = (_percent(found["scores"][name]) for name in summary["columns"])

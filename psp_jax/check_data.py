@@ -46,9 +46,13 @@ def check_data(data: ConfigDict, output: Path) -> list[Finding]:
         raise ValueError("config.data.dir is empty; set --config.data.dir=DIR to the folder of your data set.")
     where: dict[str, Any] = {"prepared_dir": data.prepared_dir, "classes": data.classes or None}
     contents = open_contents(data.name, data.dir, data.train_split, **where)
+    output.mkdir(parents=True, exist_ok=True)  # before the work, in case that it cannot be
     found = Findings(contents.classes, list(contents.counts))
     for field in ("train_split", "eval_split"):
-        for split in data[field].split("+"):
+        names = data[field].split("+")
+        for split in names:
+            if names.count(split) > 1:
+                found.problem(Problem("split", split, split, f"config.data.{field} names {split} twice."))
             if split not in contents.counts:
                 known = ", ".join(contents.counts)
                 message = f"config.data.{field} names {split}, but the splits of {contents.where} are {known}."
@@ -63,9 +67,8 @@ def check_data(data: ConfigDict, output: Path) -> list[Finding]:
                 picture = f"data:image/jpeg;base64,{base64.b64encode(seen.picture).decode()}"
                 examples.append({"split": seen.split, "name": seen.name, "picture": picture})
             advance(1)
-    findings = found.all(data.train_split)
+    findings = found.all(data.train_split, data.eval_split)
     facts = describe(data.name, contents, found, findings)
-    output.mkdir(parents=True, exist_ok=True)
     (output / "check.json").write_text(json.dumps(facts, indent=1, allow_nan=False), "utf-8")
     write_page(output / "check.html", "check_data", f"Check of {contents.where}", facts | {"examples": examples})
     return findings
@@ -175,7 +178,9 @@ def main() -> None:
     """Parse the flags, check, and leave with 1 where there is an error."""
     parser = argparse.ArgumentParser(prog="python -m psp_jax.check_data", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, help="configuration file, as for psp_jax.main")
-    parser.add_argument("--output", type=Path, default=Path("check"), help="folder of check.json and check.html")
+    parser.add_argument(
+        "--output", type=Path, default=Path("check"), help="folder of check.json and check.html (check)"
+    )
     args, rest = parser.parse_known_args()
     findings = check_data(read_config(args.config, rest).data, args.output)
     for finding in findings:

@@ -45,6 +45,8 @@ def get_config() -> ConfigDict:
     config.data.update(name="image_folder", dir=str(Path(__file__).resolve().parent), eval_split="{eval_split}")
     # ImageNet's weights help most where images are few; they are downloaded once, about 100 MB:
     # config.init.update(source="timm", path="{weights}")
+    # A network that a CPU can train, as configs/camvid.py:small has it:
+    # config.model.update(depth=18, stem="32-32-64", width=24, head_channels=128, aux_channels=64)
     config.train.update(epochs={epochs}.0, batch_size={batch_size}, crop_size=({crop},))  # {steps} steps
     config.eval.update(every_steps={every_steps}, base_size=({long_side},)){smaller}
     return config
@@ -237,11 +239,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must be new or empty")
     parser.add_argument("--names", type=Path, help="text file of class names, one a line, in the order of the values")
     parser.add_argument("--colours", type=Path, help="masks of colours: CSV or JSON with name, r, g, b")
-    parser.add_argument("--void", help="value that means void, or none; by default 255, beside two others")
+    parser.add_argument("--void", help="value that means void, or none; by default 255")
     parser.add_argument("--masks_hold", choices=(VALUES, COLOURS), help="how to read masks; by default by their kind")
     parser.add_argument("--mask_ending", help="what the names of masks end with, such as _mask; other files are none")
     parser.add_argument("--validation", type=float, default=0.1, help="share of the pairs, where no folders tell")
-    parser.add_argument("--link", action="store_true", help="symbolic links to the files in place of hard links")
+    parser.add_argument(
+        "--link", action="store_true", help="symbolic links to the files, in place of hard links or copies"
+    )
     args = parser.parse_args()
     new_dataset(
         args.images,

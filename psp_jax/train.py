@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from psp_jax import checks, parallel
+from psp_jax import checks, parallel, protocols
 from psp_jax.checkpoint import Checkpoints
 from psp_jax.class_weights import complete
 from psp_jax.config import check_fields
@@ -51,6 +51,9 @@ def check_run(config: ConfigDict) -> None:
     AugmentSettings(**config.augment)  # checks itself
     PixelLoss(**config.loss)  # so does this
     checks.check_values(config)
+    options, window = config.eval, checks.eval_window(config)
+    sizes = (options.base_size, window, options.stride, checks.crop_size(config))
+    protocols.choose(options.protocol, options.scales, *sizes)  # a run of days shall not end in an unknown name
 
 
 def train(

@@ -8,12 +8,10 @@ import pytest
 from conftest import ROOT
 
 from psp_jax.checks import check_mesh, check_values, crop_size, eval_window, total_steps
-from psp_jax.config import check_fields, defaults
+from psp_jax.config import defaults
 from psp_jax.data.builders import BUILDERS
-from psp_jax.data.transforms import AugmentSettings
-from psp_jax.models import check_model
 from psp_jax.protocols import choose
-from psp_jax.weights.initial import check_init
+from psp_jax.train import check_run
 
 FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
 RECIPES = ("ade20k.py", "ade20k_encnet.py", "cityscapes.py", "mmseg.py", "pcontext_encnet.py", "voc2012.py")
@@ -32,11 +30,7 @@ def test_every_variant_is_a_run(name: str) -> None:
     file = module(name)
     for variant in ((), *((variant,) for variant in getattr(file, "VARIANTS", ()))):
         config = file.get_config(*variant)
-        check_fields(config)
-        check_values(config)
-        check_model(config.model)
-        check_init(config.init.source, config.init.path, config.init.sha256)
-        AugmentSettings(**config.augment)
+        check_run(config)
         assert config.data.name in BUILDERS
         for scales in ("single",) if config.eval.protocol == "whole" else ("single", "multi"):
             numbers = config.eval.base_size, eval_window(config), config.eval.stride
@@ -137,3 +131,20 @@ def test_rows_of_an_evaluation_are_those_of_the_networks_crops() -> None:
         check_mesh(config, (41, 41), False, 4, 2, 1)
     config.eval.precise_bn_batches = 0
     check_mesh(config, (41, 41), False, 4, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("scales", "three", r"eval\.scales='three' is unknown; choose one of: single, multi"),
+        ("protocol", "foo", r"eval\.protocol='foo' is unknown"),
+        ("base_size", (1, 2), r"eval\.base_size=\(1, 2\) does not fit eval\.protocol=semseg"),
+    ],
+)
+def test_training_refuses_what_evaluation_would(field: str, value: object, problem: str) -> None:
+    config = defaults()
+    config.train.steps = 1
+    check_run(config)
+    config.eval[field] = value
+    with pytest.raises(ValueError, match=problem):
+        check_run(config)

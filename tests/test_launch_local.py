@@ -100,7 +100,7 @@ def test_arguments_ranks_and_prefixes(launch, tmp_path):
 def test_first_failure_ends_the_others_and_gives_the_code(launch, tmp_path):
     code, lines = ends(launch("--processes=3", run=("--0=wait", "--1=3", "--2=wait")))
     assert code == 3
-    assert "[launch] process 1 ended with code 3" in lines
+    assert "[launch] process 1 ended with code 3; the others have 30 s to end" in lines
     assert all(is_gone(pid(tmp_path, rank)) for rank in (0, 2))
 
 
@@ -111,7 +111,7 @@ def test_a_killed_process_restarts_the_whole(launch, tmp_path):
     code, lines = ends(process)
     assert code == 0
     assert [line for line in lines if line.startswith("[launch]")] == [
-        "[launch] process 1 ended with code 137",
+        "[launch] process 1 ended with code 137; the others have 30 s to end",
         "[launch] restart 1 of 1",
     ]
     assert pid(tmp_path, 0, start=1) != pid(tmp_path, 0) and is_gone(pid(tmp_path, 0))

@@ -9,6 +9,7 @@ import pytest
 from mask_sets import BLACK, GREEN, HEIGHT, RED, classes, coloured, mask, save, write, written
 
 from psp_jax.classes import get
+from psp_jax.data.mask_classes import read_colours
 from psp_jax.new_dataset import new_dataset
 
 
@@ -21,8 +22,9 @@ from psp_jax.new_dataset import new_dataset
         ((0, 1, 255), -1, None, (["class 0", "class 1", "class 255"], [0, 1, 255], 254)),
         ((0, 3, 9), 3, "a\nb", (["a", "b"], [0, 9], 3)),
         ((0, 1, 3), None, "a\nb\nc\nd", (["a", "b", "c", "d"], [0, 1, 2, 3], 255)),  # one name more: value 2 is absent
-        ((0, 1, 3), 0, "a\nb\nc", (["a", "b", "c"], [1, 2, 3], 0)),
-        ((0, 1, 4), 2, "a\nb\nc\nd", (["a", "b", "c", "d"], [0, 1, 3, 4], 2)),
+        ((0, 1, 3, 255), None, "a\nb\nc\nd", (["a", "b", "c", "d"], [0, 1, 2, 3], 255)),
+        ((0, 1, 4), 0, "a\nb\nc\nd", (["a", "b", "c", "d"], [1, 2, 3, 4], 0)),
+        ((0, 1, 5), 2, "a\nb\nc\nd\ne", (["a", "b", "c", "d", "e"], [0, 1, 3, 4, 5], 2)),
     ],
 )
 def test_values_and_their_names(
@@ -106,12 +108,37 @@ def test_tables_of_colours(tmp_path: Path) -> None:
     assert not (tmp_path / "again").exists()
 
 
+def test_void_in_a_table_is_no_class_however_it_is_written(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("name,r,g,b\n Void ,0,0,0\nVOID,1,1,1\ncar,200,0,0\nTree,0,160,0\n")
+    assert read_colours(table) == {BLACK: "void", (1, 1, 1): "void", RED: "car", GREEN: "Tree"}
+
+
+def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
+    for name, content, message in (
+        ("a.csv", "name,r,g,b\nStraße,0,0,0\n".encode("latin-1"), r"a\.csv is not UTF-8 text; save it as CSV UTF-8"),
+        ("a.json", '[{"name": "Straße"}]'.encode("latin-1"), r"a\.json is not UTF-8 text; save it as JSON UTF-8"),
+        ("b.json", b"[", r"b\.json is not readable as JSON: "),
+        ("b.csv", b"name,r,g,b\n" + b"x" * 200_000, r"b\.csv is not readable as CSV: field larger than"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_colours(tmp_path / name)
+
+
 def test_grey_values_that_were_saved_as_colours(tmp_path: Path) -> None:
     where = write(tmp_path, [np.repeat(mask(i)[..., None], 3, axis=2) for i in range(3)])
     new_dataset(**where)
     assert classes(where["output"])["raw_ids"] == [0, 1, 2]
     for name, pixels in written(where["output"]).items():
         np.testing.assert_array_equal(pixels, mask(int(name[-2:])))
+
+
+def test_names_that_may_include_void_are_refused(tmp_path: Path) -> None:
+    where = write(tmp_path, [mask(i, (0, 1, 2)) for i in range(3)])
+    (tmp_path / "names.txt").write_text("background\ncat\ndog\n")  # not: 1 background, 2 cat, and dog never occurs
+    with pytest.raises(ValueError, match=r"3 names, but .* 2 values beside the void value 0; leave void out"):
+        new_dataset(**where, void=0, names=tmp_path / "names.txt")
 
 
 def test_names_that_do_not_fit(tmp_path: Path) -> None:

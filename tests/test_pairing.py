@@ -26,6 +26,20 @@ def test_each_split_gets_what_it_needs() -> None:
         assign_splits({"a": (Path("a"), Path("b")), "b": (Path("c"), Path("d"))}, 0.1)
 
 
+def test_folders_of_splits_beside_others_are_refused() -> None:
+    names = ("train/a", "train/b", "val/c", "extra/d", "e")
+    pairs = {name: (Path(f"i/{name}.jpg"), Path("m")) for name in names}
+    assert set(assign_splits({name: pairs[name] for name in names[:3]}, 0.5)) == {
+        ("train", "a"),
+        ("train", "b"),
+        ("val", "c"),
+    }
+    for stray in ("extra/d", "e"):
+        few = {name: pair for name, pair in pairs.items() if name in (*names[:3], stray)}
+        with pytest.raises(ValueError, match=rf"i/{stray}\.jpg lies in no folder train, val or test, .*; move it into"):
+            assign_splits(few, 0.5)
+
+
 @pytest.mark.parametrize(
     ("image", "label"),
     [

@@ -1,5 +1,6 @@
 """What a survey of a data set tells: errors, over which a training run would stumble, and warnings to look into."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,11 +70,8 @@ class Findings:
             "Here the pixels are read as they are stored: look whether the label was drawn on the turned image. "
             "`exiftran -ai` turns the pixels themselves.",
         )
-        self._within = Finding("warning", "The same image twice in a split", "It counts twice.")
-        self._between = Finding(
-            "warning", "The same image in two splits", "A score on images that were trained on is too good; keep one."
-        )
-        self._first: dict[bytes, tuple[str, str]] = {}  # of each digest: split and name
+        # Of each digest: the names of each split.
+        self._same: dict[bytes, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         self._strange: dict[int, Counter[str]] = defaultdict(Counter)  # of unknown values: pixels, images
         self._strange_in: dict[int, list[str]] = defaultdict(list)
 
@@ -90,9 +88,7 @@ class Findings:
         if seen.turned:
             self._turned.add(name)
         if seen.digest:
-            split, other = self._first.setdefault(seen.digest, (seen.split, seen.name))
-            if (split, other) != (seen.split, seen.name):
-                (self._within if split == seen.split else self._between).add(f"{split}/{other} and {name}")
+            self._same[seen.digest][seen.split].append(name)
         if seen.values is not None:
             known = list(self.classes.raw_ids)
             strange = np.delete(np.arange(256), known + list(self.classes.void_ids))
@@ -110,11 +106,32 @@ class Findings:
             for value in sorted(self._strange)
         ]
 
-    def all(self, train_split: str) -> list[Finding]:
-        """Return everything found, errors first."""
-        counted = [*self._errors.values(), self._between, self._within, self._void, self._turned]
+    def all(self, train_split: str, eval_split: str) -> list[Finding]:
+        """Return everything found, errors first; the arguments are those of `config.data`, splits joined by +."""
+        twice = self._twice(train_split.split("+"), eval_split.split("+"))
+        counted = [*self._errors.values(), *twice, self._void, self._turned]
         judged = judge(self.classes, self.tallies, train_split)
         return sorted((f for f in [*counted, *judged] if f.total), key=lambda finding: finding.level)
+
+    def _twice(self, training: Sequence[str], evaluated: Sequence[str]) -> tuple[Finding, Finding]:
+        """Find images that are in a training and in another evaluated split, and those that are twice in any split.
+
+        Other splits may overlap: all of train is in train_aug of VOC.
+        """
+        between = Finding(
+            "warning", "The same image in two splits", "A score on images that were trained on is too good; keep one."
+        )
+        within = Finding("warning", "The same image twice in a split", "It counts twice.")
+        for names in self._same.values():
+            for first, *others in names.values():
+                for other in others:
+                    within.add(f"{first} and {other}")
+            for learned in training:
+                for scored in evaluated:
+                    if learned != scored and learned in names:
+                        for name in names.get(scored, ()):
+                            between.add(f"{names[learned][0]} and {name}")
+        return between, within
 
 
 def judge(classes: ClassTable, tallies: Mapping[str, Tally], train_split: str) -> Iterator[Finding]:
@@ -199,7 +216,12 @@ def _uneven(classes: ClassTable, tallies: Mapping[str, Tally]) -> Finding:
             if other == split or not less.values[list(classes.raw_ids)].any():
                 continue
             for raw, name in zip(classes.raw_ids, classes.names, strict=True):
-                share = tally.present[raw] / max(1, tally.labels)
-                if share and not less.present[raw] and (1 - share) ** less.labels < CHANCE:
-                    found.add(f"{name} is in {100 * share:.0f} % of the labels of {split} and in none of {other}")
+                present = int(tally.present[raw])
+                if not present or less.present[raw]:
+                    continue
+                # That all labels with the class fall into the first split, of all ways to deal them to the two.
+                chance = math.comb(tally.labels, present) / math.comb(tally.labels + less.labels, present)
+                if chance < CHANCE:
+                    share = 100 * present / tally.labels
+                    found.add(f"{name} is in {share:.0f} % of the labels of {split} and in none of {other}")
     return found

@@ -21,31 +21,35 @@ Classes = tuple[dict[str, Any], dict[Colour, int] | None]
 def read_colours(path: Path) -> dict[Colour, str]:
     """Read a table of colours, CSV with the columns name, r, g, b or a JSON list of such objects.
 
-    Several colours may have one name; the name void makes no class.
+    Several colours may have one name; the name void, in letters of any case, makes no class.
 
     Raises:
-      FileNotFoundError, ValueError: no such file, or a row that is none; names the file and the row.
+      FileNotFoundError, ValueError: no such file, not readable, or a row that is none; names the file and the row.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no table of colours {path}.")
-    text = path.read_text("utf-8-sig")
+    kind = "JSON" if path.suffix.lower() == ".json" else "CSV"
     try:
-        rows = json.loads(text) if path.suffix.lower() == ".json" else list(csv.DictReader(io.StringIO(text)))
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}.") from None
+        text = path.read_text("utf-8-sig")
+        rows = json.loads(text) if kind == "JSON" else list(csv.DictReader(io.StringIO(text)))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; save it as {kind} UTF-8.") from None
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is not readable as {kind}: {error}.") from None
     table: dict[Colour, str] = {}
     for number, row in enumerate(rows if isinstance(rows, list) else [None], start=1):
         try:
-            name, *channels = (row[column] for column in COLUMNS)
+            given, *channels = (row[column] for column in COLUMNS)
             red, green, blue = (int(channel) for channel in channels)
         except (TypeError, KeyError, ValueError):
             raise ValueError(f"{path}, row {number}: it must have {', '.join(COLUMNS)} with numbers 0-255.") from None
         colour = (red, green, blue)
-        if not str(name or "").strip() or not all(0 <= channel <= 255 for channel in colour):
+        name = str(given or "").strip()
+        if not name or not all(0 <= channel <= 255 for channel in colour):
             raise ValueError(f"{path}, row {number}: fill in a name, void for none, and numbers 0-255.")
         if colour in table:
             raise ValueError(f"{path}, row {number}: the colour {red},{green},{blue} stands there twice.")
-        table[colour] = str(name).strip()
+        table[colour] = VOID if name.lower() == VOID else name
     return table
 
 
@@ -78,7 +82,8 @@ def of_values(
       facts: what the masks hold.
       void: the value that means void; None takes 255 where at least two other values occur, -1 is none.
       names: of the classes: one for each value that occurs, void left out, in ascending order, or for all values from 0
-        on (from 1 on where void is 0), some of which may not occur.
+        on (from 1 on where void is 0), some of which may not occur. One name too many is refused where a class is above
+        void: void may be among the names, and would shift them.
       read_as: what the user said that masks hold.
       template: where to write a table of colours to fill in, where masks hold colours.
 
@@ -112,6 +117,11 @@ def _name_values(found: set[int], void: int | None, names: list[str] | None) -> 
     if void is None:
         void = IGNORE_LABEL if len(found - {IGNORE_LABEL}) >= 2 else -1
     values = sorted(found - {void})
+    if names is not None and len(names) == len(values) + 1 and 0 <= void < max(values, default=0):
+        raise ValueError(
+            f"There are {len(names)} names, but the masks hold {len(values)} values beside the void value {void}; "
+            "leave void out of the names, and any class that does not occur."
+        )
     if names is not None and len(names) != len(values):
         start = 1 if void == 0 else 0
         from_start = [value for value in range(start, 256) if value != void][: len(names)]

@@ -93,9 +93,15 @@ def assign_splits(
     name decides, so that a pair keeps its split when others are added; each split gets at least one pair.
 
     Raises:
-      ValueError: fewer than three pairs, or two names that become the same without folders.
+      ValueError: fewer than three pairs, some of them in folders of splits and others not, or two names that become the
+        same without folders.
     """
     tops = [SPLITS.get(name.split("/")[0].lower()) if "/" in name else None for name in pairs]
+    if any(tops) and not all(tops):
+        image, _ = list(pairs.values())[tops.index(None)]
+        raise ValueError(
+            f"{image} lies in no folder train, val or test, but other images do; move it into train or val, or away."
+        )
     split_of: dict[str, str] = {}
     if all(tops) and "train" in tops and len(set(tops)) > 1:
         split_of = {name: str(top) for name, top in zip(pairs, tops, strict=True)}

@@ -42,27 +42,27 @@ function scoreColumn(label, score, axis) {
   return { label, value: (row) => score(row).mean, cell: (row) => [scoreText(score(row)), strip(score(row), axis)], number: true };
 }
 
-function scoreTable({ title, rows }) {
+function scoreTable({ title, rows }, first) {
   const scores = ({ variant }) => variants[variant].scores;
   const axis = axisOf(rows.flatMap((row) => Object.values(scores(row))));
-  const first = scores(rows[0]).mean_iou.mean;
-  const difference = (row) => scores(row).mean_iou.mean - first;
+  const base = scores(rows[0]).mean_iou.mean;
+  const difference = (row) => scores(row).mean_iou.mean - base;
   const [main, ...others] = Object.entries(columns).map(([name, label]) => scoreColumn(label, (row) => scores(row)[name], axis));
   const published = { label: "published", value: (row) => row.published, cell: (row) => [row.published === null ? "n/a" : row.published.toFixed(2)], number: true };
   const shown = [
-    { label: "", value: (row) => row.label, cell: (row) => [row.label] },
+    { label: "Variant", value: (row) => row.label, cell: (row) => [row.label] },
     main,
     { label: "difference", value: difference, cell: (row) => [element("span", { class: direction(difference(row)) }, points(difference(row)))], number: true },
     ...(rows.some((row) => row.published !== null) ? [published] : []),
     ...others,
-    { label: "parameters", value: (row) => variants[row.variant].parameters, cell: (row) => [count(variants[row.variant].parameters)], number: true },
+    ...(first ? [{ label: "parameters", value: (row) => variants[row.variant].parameters, cell: (row) => [count(variants[row.variant].parameters)], number: true }] : []),
   ];
   const lead = `The dots lie between ${percentSign(axis[0], 0)} and ${percentSign(axis[1], 0)}.`;
   return [lead, sortableTable(title, shown, rows, null)];
 }
 
 tables.forEach((table, index) => {
-  const [lead, node] = scoreTable(table);
+  const [lead, node] = scoreTable(table, index === 0);
   const note = table.rows.some((row) => row.published !== null) ? ` Published: ${PAYLOAD.published_for}.` : "";
   addSection(`table-${index}`, table.title, lead + note, node);
 });

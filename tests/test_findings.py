@@ -1,0 +1,53 @@
+"""What the check of a data set says of images in several splits, and of classes that a split lacks."""
+
+import numpy as np
+
+from psp_jax.classes import ClassTable
+from psp_jax.data.findings import Findings
+from psp_jax.data.survey import Look
+
+TABLE = ClassTable("t", ("road", "sky"), np.zeros((2, 3)), (0, 1), (255,))
+TWO_SPLITS = "The same image in two splits"
+
+
+def test_only_images_in_training_and_evaluation_are_in_two_splits_too_many() -> None:
+    found = Findings(TABLE, ["train", "train_aug", "validation", "test"])
+    places = {
+        b"overlap": ("train/a", "train_aug/a"),
+        b"leak": ("train/b", "train_aug/b", "validation/x"),  # not in the order of the splits that are asked for
+        b"submitted": ("validation/y", "test/y"),
+        b"own": ("validation/z",),
+    }
+    for digest, names in places.items():
+        for name in names:
+            found.add(Look(*name.split("/"), (), digest=digest))
+
+    def items(*splits: str) -> dict[str, list[str]]:
+        return {finding.title: finding.items for finding in found.all(*splits)}
+
+    leak, also = "train_aug/b and validation/x", "train/b and validation/x"
+    assert items("train_aug", "validation") == {TWO_SPLITS: [leak]}
+    assert items("train+train_aug", "validation") == {TWO_SPLITS: [also, leak]}
+    assert items("train_aug+validation", "validation") == {TWO_SPLITS: [leak]}
+    assert items("train", "test") == {}
+    found.add(Look("validation", "w", (), digest=b"leak"))
+    assert items("train_aug", "validation") == {
+        TWO_SPLITS: [leak, "train_aug/b and validation/w"],
+        "The same image twice in a split": ["validation/x and validation/w"],
+    }
+
+
+def test_a_small_split_may_lack_a_class_by_chance() -> None:
+    both, road = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    both[:2], road[0] = 5, 5
+
+    def titles(lacking: int) -> list[str]:
+        found = Findings(TABLE, ["train", "val"])
+        for index in range(9 + lacking):
+            split, values = ("train", both) if index < 9 else ("val", road)
+            found.add(Look(split, str(index), (), values=values))
+        return [finding.title for finding in found.all("train", "val") if "frequent" in finding.title]
+
+    assert titles(1) == []  # one label of ten lacks the class: in one case of 10 it is that of val
+    assert titles(4) == []  # 1 of 715
+    assert titles(5) == ["Classes frequent in one split and absent in another"]  # 1 of 2002
