@@ -146,7 +146,7 @@ def main(argv: list[str]) -> int:
         return 2
     signals: list[int] = []
     for number in FORWARDED:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means that it shall not end
             signal.signal(number, lambda received, _: signals.append(received))
     for attempt in range(options.restarts + 1):
         if attempt:

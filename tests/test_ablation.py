@@ -261,10 +261,14 @@ def test_an_interruption_ends_every_run(
         Processes, "run", lambda self, command, log, cores, run=Processes.run: run(self, ["sleep", "60"], log, cores)
     )
     begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        threading.Timer(seconds, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
-        ablate(file, tmp_path / "w", variants=["fcn"], seeds=6, jobs=jobs)
-        time.sleep(60)
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a script
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            threading.Timer(seconds, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+            ablate(file, tmp_path / "w", variants=["fcn"], seeds=6, jobs=jobs)
+            time.sleep(60)
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert time.monotonic() - begin < 30
     starts = [json.loads(path.read_text()) for path in tmp_path.glob("w/fcn/*.starts.jsonl")]
     assert all(start["exit_code"] == -signal.SIGTERM for start in starts) and len(starts) <= jobs
