@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from psp_jax.config import defaults
+from psp_jax.config import IMAGENET_V1S, defaults
 
 VARIANTS = {  # depth and head
     "resnet50": (50, "psp"),
@@ -19,12 +19,6 @@ VARIANTS = {  # depth and head
     "resnet269": (269, "psp"),
     "fcn": (50, "fcn"),
     "deeplabv3": (50, "aspp"),
-}
-IMAGENET = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/"
-FILES = {  # of each depth; a name ends in the first digits of the SHA-256, which is checked
-    50: "gluon_resnet50_v1s-1762acc0.pth",
-    101: "gluon_resnet101_v1s-60fe0cc1.pth",
-    152: "gluon_resnet152_v1s-dcc41b81.pth",
 }
 # Published for the validation split, by the protocol that `eval` sets; `single` of semseg includes mirror images. The
 # paper's numbers are of 150,000 steps in Caffe and another code for testing.
@@ -46,8 +40,8 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     config = defaults()
     config.data.update(name="ade20k", dir="data", num_workers=8)
     config.model.update(depth=depth, head=head, dtype="bfloat16")
-    if depth in FILES:
-        config.init.update(source="timm", path=IMAGENET + FILES[depth])
+    if depth in IMAGENET_V1S:
+        config.init.update(source="timm", path=IMAGENET_V1S[depth])
     config.train.update(epochs=100.0, batch_size=16, crop_size=(473,))  # 126,300 steps: 1263 an epoch
     config.eval.update(every_steps=12_630)
     config.checkpoint.update(every_steps=1263)

@@ -12,13 +12,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from psp_jax.config import defaults
+from psp_jax.config import IMAGENET_V1S, defaults
 
-IMAGENET = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/"
-VARIANTS = {  # depth, head, weights to start from, crop, and long side of images
-    "resnet50": (50, "enc", "gluon_resnet50_v1s-1762acc0.pth", 481, 520),
-    "resnet101": (101, "enc", "gluon_resnet101_v1s-60fe0cc1.pth", 577, 640),
-    "fcn": (50, "fcn", "gluon_resnet50_v1s-1762acc0.pth", 481, 520),
+VARIANTS = {  # depth, head, crop, and long side of images
+    "resnet50": (50, "enc", 481, 520),
+    "resnet101": (101, "enc", 577, 640),
+    "fcn": (50, "fcn", 481, 520),
 }
 # Published there for the validation split, with several scales only.
 EXPECTED: dict[str, dict[str, Any]] = {
@@ -32,12 +31,12 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     """Return the configuration of `variant`."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/ade20k_encnet.py has no variant {variant!r}; choose one of: {', '.join(VARIANTS)}.")
-    depth, head, file, crop, long_side = VARIANTS[variant]
+    depth, head, crop, long_side = VARIANTS[variant]
     config = defaults()
     config.data.update(name="ade20k", dir="data", num_workers=8)
     config.augment.update(rotate_probability=0.0, blur_probability=0.0, base_size=(long_side,))
     config.model.update(depth=depth, head=head, first_block_dilation="contracted", dtype="bfloat16")
-    config.init.update(source="timm", path=IMAGENET + file)
+    config.init.update(source="timm", path=IMAGENET_V1S[depth])
     config.train.update(epochs=180.0, crop_size=(crop,), aux_weight=0.2, se_weight=0.2)  # 227,340 steps
     if head == "fcn":
         config.model.aux_head = False

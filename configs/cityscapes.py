@@ -10,14 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from psp_jax.config import defaults
+from psp_jax.config import IMAGENET_V1S, defaults
 
-IMAGENET = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/"
-VARIANTS = {  # depth, weights to start from, training split, steps
+VARIANTS = {  # depth, training split, steps
     # 200 epochs of 186 steps: semseg fills the last batch up.
-    "resnet50": (50, "gluon_resnet50_v1s-1762acc0.pth", "train", 37_200),
-    "resnet101": (101, "gluon_resnet101_v1s-60fe0cc1.pth", "train", 37_200),
-    "resnet101_coarse": (101, "gluon_resnet101_v1s-60fe0cc1.pth", "train+train_extra", 90_000),
+    "resnet50": (50, "train", 37_200),
+    "resnet101": (101, "train", 37_200),
+    "resnet101_coarse": (101, "train+train_extra", 90_000),
 }
 # Published there for the validation split, by the protocol that `eval` sets; `single` includes mirror images.
 EXPECTED: dict[str, dict[str, Any]] = {
@@ -35,11 +34,11 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     """Return the configuration of `variant`."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/cityscapes.py has no variant {variant!r}; choose one of: {', '.join(VARIANTS)}.")
-    depth, file, split, steps = VARIANTS[variant]
+    depth, split, steps = VARIANTS[variant]
     config = defaults()
     config.data.update(name="cityscapes", train_split=split, num_workers=8)
     config.model.update(depth=depth, dtype="bfloat16")
-    config.init.update(source="timm", path=IMAGENET + file)
+    config.init.update(source="timm", path=IMAGENET_V1S[depth])
     config.train.update(steps=steps, crop_size=(713,))
     config.eval.update(every_steps=steps // 10, size=(713, 1425), batch_size=8, base_size=(2048,))
     return config

@@ -12,13 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from psp_jax.config import defaults
+from psp_jax.config import IMAGENET_V1S, defaults
 
-IMAGENET = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/"
-VARIANTS = {  # depth, and weights to start from
-    "resnet50": (50, "gluon_resnet50_v1s-1762acc0.pth"),
-    "resnet101": (101, "gluon_resnet101_v1s-60fe0cc1.pth"),
-}
+VARIANTS = {"resnet50": 50, "resnet101": 101}
 # Published there for the validation split, with several scales only.
 EXPECTED: dict[str, dict[str, Any]] = {
     "resnet50": {"mean_iou_single": None, "mean_iou_multi": 51.0, "source": "PyTorch-Encoding, segmentation.rst"},
@@ -32,12 +28,12 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
         raise ValueError(
             f"configs/pcontext_encnet.py has no variant {variant!r}; choose one of: {', '.join(VARIANTS)}."
         )
-    depth, file = VARIANTS[variant]
+    depth = VARIANTS[variant]
     config = defaults()
     config.data.update(name="pascal_context", num_workers=8)
     config.augment.update(rotate_probability=0.0, blur_probability=0.0, base_size=(520,))
     config.model.update(depth=depth, head="enc", lateral=True, first_block_dilation="contracted", dtype="bfloat16")
-    config.init.update(source="timm", path=IMAGENET + file)
+    config.init.update(source="timm", path=IMAGENET_V1S[depth])
     config.train.update(epochs=80.0, crop_size=(481,), aux_weight=0.2, se_weight=0.2)  # 24,960 steps: 312 an epoch
     config.optimizer.base_lr = 0.001
     config.eval.update(every_steps=2496, base_size=(520,))

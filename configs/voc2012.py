@@ -8,13 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from psp_jax.config import defaults
+from psp_jax.config import IMAGENET_V1S, defaults
 
-IMAGENET = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/"
-VARIANTS = {  # depth, and weights to start from
-    "resnet50": (50, "gluon_resnet50_v1s-1762acc0.pth"),
-    "resnet101": (101, "gluon_resnet101_v1s-60fe0cc1.pth"),
-}
+VARIANTS = {"resnet50": 50, "resnet101": 101}
 # Published there for the validation split, by the protocol that `eval` sets; `single` includes mirror images.
 EXPECTED: dict[str, dict[str, Any]] = {
     "resnet50": {"mean_iou_single": 77.05, "mean_iou_multi": 78.02, "source": "hszhao/semseg, README"},
@@ -26,11 +22,11 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     """Return the configuration of `variant`."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/voc2012.py has no variant {variant!r}; choose one of: {', '.join(VARIANTS)}.")
-    depth, file = VARIANTS[variant]
+    depth = VARIANTS[variant]
     config = defaults()
     config.data.update(name="voc2012", train_split="train_aug", num_workers=8)
     config.model.update(depth=depth, dtype="bfloat16")
-    config.init.update(source="timm", path=IMAGENET + file)
+    config.init.update(source="timm", path=IMAGENET_V1S[depth])
     config.train.update(epochs=50.0, crop_size=(473,))  # 33,050 steps: 661 an epoch
     config.eval.every_steps = 3305
     return config

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from psp_jax.ablation import EVALUATED, STARTS, Plan, cpu, is_finished, write_ablation
-from psp_jax.command import last_words, run_command
-from psp_jax.config import unknown_override
+from psp_jax.command import run_command
+from psp_jax.config_file import read_config
 from psp_jax.progress import track
 from psp_jax.train import check_run
 from psp_jax.workdir import CHECKPOINTS, changed_fields, lock, read_json
@@ -139,15 +138,10 @@ def list_runs(
     found = []
     for variant in variants:
         for seed in seeds:
-            arguments = (f"--config={file}:{variant}", *overrides, f"--config.seed={seed}")
-            values = flags.FlagValues()
-            config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["ablate", *arguments])
-            try:
-                values(["ablate", *arguments])
-                config = values.config
-            except (AttributeError, KeyError, flags.Error) as error:
-                raise ValueError(f"{file}:{variant}: {unknown_override(overrides) or last_words(error)}") from error
+            fields = (*overrides, f"--config.seed={seed}")
+            config = read_config(f"{file}:{variant}", fields)
             check_run(config)
+            arguments = (f"--config={file}:{variant}", *fields)
             found.append(Run(variant, seed, workdir / variant / f"seed{seed}", arguments, config))
     return found
 

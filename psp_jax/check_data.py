@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from psp_jax import config as configuration
 from psp_jax.classes import ClassTable
 from psp_jax.command import run_command
+from psp_jax.config_file import read_config
 from psp_jax.data.contents import Contents, Problem, open_contents
 from psp_jax.data.findings import Finding, Findings
 from psp_jax.data.survey import Tally, survey
@@ -137,33 +136,6 @@ def _class_rows(classes: ClassTable, tallies: Sequence[Tally]) -> list[dict[str,
             }
         )
     return rows
-
-
-def read_config(file: str, overrides: Sequence[str]) -> ConfigDict:
-    """Return the configuration in FILE or FILE:VARIANT with flags --config.FIELD=VALUE applied.
-
-    Raises:
-      FileNotFoundError, ValueError: no such file, an unknown field, or a flag that is none.
-    """
-    path = Path(file.partition(":")[0])
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no configuration file {path}; the repository's are in configs/.")
-    known = dict(configuration.flatten(configuration.defaults()))
-    for argument in overrides:
-        field, equals, _ = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals:
-            raise ValueError(f"Unexpected argument {argument}; fields are set as in --config.data.dir=DIR.")
-        if field not in known:
-            raise ValueError(configuration.unknown_field(field))
-    arguments = ["check_data", f"--config={file}", *overrides]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    try:
-        values(arguments)
-    except (AttributeError, KeyError, flags.Error) as error:
-        raise ValueError(f"{file} with {' '.join(overrides) or 'no further fields'}: {error}") from error
-    configuration.check_fields(values.config)
-    return values.config
 
 
 def _print(finding: Finding) -> None:

@@ -8,6 +8,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# ImageNet's weights for PSPNet's stem, by depth: GluonCV's v1s networks in timm's conversion. Each name ends in the
+# first digits of the file's SHA-256, which is checked.
+IMAGENET_V1S = {
+    depth: "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/" + name
+    for depth, name in (
+        (50, "gluon_resnet50_v1s-1762acc0.pth"),
+        (101, "gluon_resnet101_v1s-60fe0cc1.pth"),
+        (152, "gluon_resnet152_v1s-dcc41b81.pth"),
+    )
+}
+
 
 def defaults() -> ConfigDict:
     """Return every known field; the values are those of hszhao/semseg's PSPNet-50 where it has them."""

@@ -4,11 +4,11 @@ python -m psp_jax.import_weights --source semseg --input train_epoch_100.pth --o
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from psp_jax import api, classes
+from psp_jax.atomic import whole_folder
 from psp_jax.checkpoint import save_variables
 from psp_jax.checks import check_size
 from psp_jax.classes import ClassTable
@@ -58,7 +58,7 @@ def import_weights(
       ValueError: the file is damaged, not of the source, or of a backbone alone; the classes are unknown or of another
         number.
     """
-    output = output.resolve()  # "." has no name to write beside
+    output = output.resolve()
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; choose another --output.")
     tensors = read_tensors(file)
@@ -118,14 +118,11 @@ def _card(source: str, settings: dict[str, Any], recognised: Recognised, table: 
 
 
 def _write(output: Path, card: ModelCard, variables: dict[str, Any], origin: dict[str, str]) -> None:
-    """Write everything into a new folder beside `output`, then rename: a failure leaves nothing behind."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.") as folder:
-        partial = Path(folder) / output.name  # one below, since the folder is closed to others
+    """Write everything into `output`; a failure leaves nothing behind."""
+    with whole_folder(output) as partial:
         save_variables(partial / api.PARAMETERS, variables)
         write_json(partial / "export.json", {"step": 0, "imported": origin, "versions": versions()})
         card.write(partial)
-        partial.replace(output)
 
 
 def _told(source: str, settings: dict[str, Any], table: ClassTable, left_out: set[str]) -> str:

@@ -13,14 +13,15 @@ import os
 import shlex
 import shutil
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from psp_jax.atomic import whole_folder
 from psp_jax.classes import ClassTable
 from psp_jax.command import run_command
+from psp_jax.config import IMAGENET_V1S
 from psp_jax.data import mask_classes, masks
 from psp_jax.data.masks import COLOURS, VALUES, Colour, MaskFacts
 from psp_jax.data.pairing import Pairing, assign_splits, find_pairs
@@ -51,10 +52,6 @@ def get_config() -> ConfigDict:
     config.eval.update(every_steps={every_steps}, base_size=({long_side},)){smaller}
     return config
 '''
-WEIGHTS = (
-    "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/gluon_resnet50_v1s-1762acc0.pth"
-)
-
 
 Files = Mapping[tuple[str, str], tuple[Path, Path]]  # {(split, name): (image, mask)}
 
@@ -86,7 +83,7 @@ def new_dataset(
     listed = _read_names(names) if names else None
     if table and (listed or void is not None or read_as == VALUES):
         raise ValueError("--colours names the classes and void; leave out --names, --void and --masks_hold values.")
-    whole = output.resolve()  # "." has no name to write beside
+    whole = output.resolve()
     pairing = find_pairs(images, mask_folder, mask_ending)
     _tell_pairs(pairing)
     files = assign_splits(pairing.pairs, validation)
@@ -99,13 +96,10 @@ def new_dataset(
     ClassTable.from_dict(classes, output.name)  # checks itself
     sizes = [facts[mask].size for (split, _), (_, mask) in files.items() if split == "train"]
     eval_split = "val" if any(split == "val" for split, _ in files) else "test"
-    whole.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=whole.parent, prefix=f"{whole.name}.") as folder:  # gone after any failure
-        partial = Path(folder) / whole.name
+    with whole_folder(whole) as partial:
         _write(files, value_of, partial, link)
         (partial / "classes.json").write_text(json.dumps(classes, indent=1), "utf-8")
         (partial / "config.py").write_text(config_text(sizes, eval_split), "utf-8")
-        partial.replace(whole)
     config = output / "config.py"
     _tell_result(files, classes, config)
     return config
@@ -129,7 +123,7 @@ def config_text(sizes: Sequence[tuple[int, int]], eval_split: str) -> str:
     smaller = f"\n    config.augment.base_size = ({LONG_SIDE},)  # long side, before the scale" if scale < 1 else ""
     return CONFIG.format(
         eval_split=eval_split,
-        weights=WEIGHTS,
+        weights=IMAGENET_V1S[50],
         epochs=epochs,
         batch_size=batch_size,
         crop=crop,

@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,8 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
+
+from psp_jax.atomic import replacing
 
 Tracked = contextlib.AbstractContextManager[Callable[[int], None]]
 _HEARTBEAT_SECONDS = 30.0  # without a terminal, a long `track` says this often how far it is
@@ -253,9 +254,8 @@ def _open_log(path: Path, last_step: int) -> TextIO:
             line + "\n" for line in text.splitlines() if (step := _step_of(line)) is not None and step <= last_step
         )
         if kept != text:
-            fresh = path.with_name(path.name + ".new")
-            fresh.write_text(kept, encoding="utf-8")
-            os.replace(fresh, path)
+            with replacing(path) as partial:
+                partial.write_text(kept, encoding="utf-8")
     return path.open("a", encoding="utf-8")
 
 

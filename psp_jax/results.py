@@ -1,6 +1,5 @@
 """The files that an evaluation leaves in eval/: scores, confusion matrix, scores of each image, a gallery."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from psp_jax.classes import ClassTable
 from psp_jax.metrics import confusion_csv, per_image_scores, summarize
 from psp_jax.tally import Tally
 from psp_jax.visualize import confusion_picture
-from psp_jax.workdir import write_json, write_png
+from psp_jax.workdir import write_json, write_png, write_text
 
 GALLERY_SIDE = 1024  # pixels; larger pictures are shrunk to this
 
@@ -34,9 +33,7 @@ def write_scores(
     """
     results = summarize(tally.confusion, classes.names) | record
     directory.mkdir(parents=True, exist_ok=True)
-    fresh = directory / "confusion.csv.partial"
-    fresh.write_text(confusion_csv(tally.confusion, classes.names), encoding="utf-8")
-    os.replace(fresh, directory / "confusion.csv")
+    write_text(directory / "confusion.csv", confusion_csv(tally.confusion, classes.names))
     write_png(directory / "confusion.png", Image.fromarray(confusion_picture(tally.confusion, classes.names)))
     scores = image_scores(tally)
     write_json(directory / "images.json", [{"id": name} | score for name, score in zip(ids, scores, strict=True)])

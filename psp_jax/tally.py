@@ -1,10 +1,11 @@
 """What an evaluation has counted so far, kept in a file so that an interrupted one goes on where it was."""
 
-import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
+
+from psp_jax.atomic import replacing
 
 
 class Tally:
@@ -32,11 +33,8 @@ class Tally:
 
     def save(self, path: Path, owner: str) -> None:
         """Write the counts, atomically; `owner` says of which evaluation they are."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.partial")
-        with fresh.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, owner=owner, confusion=self.confusion, images=self.images, done=self.done)
-        os.replace(fresh, path)
 
     def load(self, path: Path, owner: str) -> str:
         """Take over the counts in `path`, if they are of the same evaluation; return what happened, in words."""

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Self
 
 from PIL import Image
 
+from psp_jax.atomic import replacing
 from psp_jax.classes import ClassTable
 from psp_jax.config import defaults, flatten
 
@@ -180,15 +180,6 @@ def lock(directory: Path) -> Iterator[None]:
                 f"Another process is working in {directory} (training or evaluating); wait for it, or end it."
             ) from None
         yield
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path to write to; at the end it becomes `path`, which so is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    yield partial
-    os.replace(partial, path)
 
 
 def write_text(path: Path, text: str) -> None:

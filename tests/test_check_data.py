@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from psp_jax import check_data
-from psp_jax.check_data import read_config
 from psp_jax.classes import ClassTable
+from psp_jax.config_file import read_config
 from psp_jax.data.findings import off_by_one
 from psp_jax.data.prepared import ensure_prepared
 

@@ -27,10 +27,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
         *("models", "data", "weights", "losses", "optimizer", "metrics", "progress", "workdir"),
         *("protocols", "cityscapes", "tally", "dotplot"),
     ),
-    ("checks",),
+    ("checks", "config_file"),
     (  # leaves
         *("command", "config", "parallel", "classes", "visualize", "interpolation", "download"),
-        *("region_losses", "ablation_text"),
+        *("region_losses", "ablation_text", "atomic"),
     ),
 )
 ROW_OF = {entry: row for row, entries in enumerate(ROWS) for entry in entries}

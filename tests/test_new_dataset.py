@@ -12,8 +12,8 @@ from mask_sets import HEIGHT, WIDTH, classes, coloured, mask, save, write, writt
 
 from psp_jax import config as configuration
 from psp_jax import new_dataset as dataset_module
-from psp_jax.check_data import read_config
 from psp_jax.checks import check_values, crop_size, total_steps
+from psp_jax.config_file import read_config
 from psp_jax.data.source import open_source
 from psp_jax.new_dataset import config_text, new_dataset
 

@@ -160,7 +160,7 @@ def test_page_is_replaced_whole_or_not_at_all(workdir, monkeypatch):
         assert source.read_text("utf-8").endswith("</html>\n")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("psp_jax.workdir.os.replace", full_disk)
+    monkeypatch.setattr("psp_jax.atomic.os.replace", full_disk)
     with pytest.raises(OSError):
         write_report(workdir)
     assert page.read_text("utf-8") == before

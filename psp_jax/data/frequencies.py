@@ -1,12 +1,11 @@
 """How often each class occurs in a split, and class weights that follow from it. Imports no jax."""
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from psp_jax.data.source import Source
+from psp_jax.data.threads import map_ahead
 
 
 def count_pixels(source: Source, advance: Callable[[int], None]) -> np.ndarray:
@@ -24,10 +23,9 @@ def count_pixels(source: Source, advance: Callable[[int], None]) -> np.ndarray:
         return np.bincount(source.label(index).ravel(), minlength=256)[: source.classes.num_classes]
 
     total = np.zeros(source.classes.num_classes, np.int64)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:  # decoding lets go of the interpreter's lock
-        for counts in threads.map(count, range(len(source))):
-            total += counts
-            advance(1)
+    for counts in map_ahead(count, range(len(source))):
+        total += counts
+        advance(1)
     return total
 
 

@@ -4,10 +4,7 @@ A builder names its class table and answers two questions: how many pairs a spli
 Everything else (features, checks in parallel, progress, sizes, class table in the metadata) happens here.
 """
 
-import os
-from collections import deque
 from collections.abc import Iterator, Mapping, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
@@ -19,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from psp_jax.classes import ClassTable
 from psp_jax.data import decode
 from psp_jax.data.builders.files import Part
+from psp_jax.data.threads import map_ahead
 
 
 class Pair(NamedTuple):
@@ -89,21 +87,11 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder):
     def _checked(self, split: str, count: int) -> Iterator[tuple[Pair, tuple[int, int]]]:
         """Yield each pair with its size (H, W), in order; threads read and check ahead (OpenCV lets go of the GIL)."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        workers = os.cpu_count() or 1
-        with ThreadPoolExecutor(workers) as pool, Progress(*columns, console=Console(stderr=True)) as progress:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(f"{self.name} {split}", total=count)
-            ahead: deque[Future[tuple[Pair, tuple[int, int]]]] = deque()
-            try:
-                for index in range(count):
-                    ahead.append(pool.submit(self._read_and_check, split, index))
-                    if len(ahead) >= 4 * workers:
-                        yield ahead.popleft().result()
-                        progress.advance(task)
-                while ahead:
-                    yield ahead.popleft().result()
-                    progress.advance(task)
-            finally:
-                pool.shutdown(cancel_futures=True)
+            for checked in map_ahead(lambda index: self._read_and_check(split, index), range(count)):
+                yield checked
+                progress.advance(task)
 
     def _read_and_check(self, split: str, index: int) -> tuple[Pair, tuple[int, int]]:
         pair = self.pair(split, index)

@@ -1,0 +1,33 @@
+"""Configurations read from files by commands that need more than one, or no global flags."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from psp_jax.command import last_words
+from psp_jax.config import check_fields, unknown_override
+
+
+def read_config(file: str, overrides: Sequence[str]) -> ConfigDict:
+    """Return the configuration in FILE or FILE:VARIANT with flags --config.FIELD=VALUE applied.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file, an unknown field, a flag that is none, or an error in the file.
+    """
+    path = Path(file.partition(":")[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no configuration file {path}; the repository's are in configs/.")
+    for argument in overrides:
+        if not argument.startswith("--config.") or "=" not in argument:
+            raise ValueError(f"Unexpected argument {argument}; fields are set as in --config.data.dir=DIR.")
+    arguments = ["read_config", f"--config={file}", *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        values(arguments)
+    except (AttributeError, KeyError, flags.Error) as error:
+        raise ValueError(f"{file}: {unknown_override(overrides) or last_words(error)}") from error
+    check_fields(values.config)
+    return values.config
