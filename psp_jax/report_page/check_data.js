@@ -19,7 +19,7 @@ content.append(
     "header",
     { class: "hero" },
     element("p", { class: "eyebrow" }, "Check of a data set"),
-    element("h1", {}, PAYLOAD.where.split("/").filter(Boolean).at(-1) ?? PAYLOAD.where),
+    element("h1", {}, PAYLOAD.data === "image_folder" ? (PAYLOAD.where.split("/").filter(Boolean).at(-1) ?? PAYLOAD.where) : PAYLOAD.data),
     element("p", { class: "run-line" }, `${PAYLOAD.data} in ${PAYLOAD.where} \u00b7 ${PAYLOAD.classes.length} classes`),
     element(
       "div",
