@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from psp_jax import parallel
+from psp_jax import processes
 from psp_jax.data.frequencies import count_pixels, inverse_log_frequency
 from psp_jax.data.source import Source
 from psp_jax.losses import PixelLoss
@@ -54,8 +54,8 @@ def recorded(directory: Path, config: Mapping[str, Any], images: int) -> tuple[f
 
 
 def _count(source: Source) -> np.ndarray:
-    with track(len(source), "class frequencies", primary=parallel.is_primary()) as advance:
+    with track(len(source), "class frequencies", primary=processes.is_primary()) as advance:
         pixels = count_pixels(source, advance)
-    if not parallel.agree(zlib.crc32(pixels.tobytes()) >> 1):
+    if not processes.agree(zlib.crc32(pixels.tobytes()) >> 1):
         raise ValueError(f"{source.directory} differs between the processes of this run; prepare it alike for all.")
     return pixels

@@ -70,6 +70,7 @@ def defaults() -> ConfigDict:
             "aux_head": True,
             "aux_channels": 256,
             "dropout": 0.1,
+            "bn_group_size": 0,  # images whose statistics batch norm takes together; 0 is the whole batch
             "align_corners": True,
             "dtype": "float32",  # of convolutions; statistics, logits and loss are float32 always
             "remat": False,
@@ -139,7 +140,13 @@ def defaults() -> ConfigDict:
         }
     )
     config.checkpoint = ConfigDict({"every_steps": 1000, "keep_latest": 2, "keep_best": 1})
-    config.mesh = ConfigDict({"data": -1, "spatial": 1})
+    config.mesh = ConfigDict(
+        {
+            "data": -1,  # devices that share the batch out; -1 is what `spatial` leaves
+            "spatial": 1,  # devices that share the rows of each image out
+            "devices": 0,  # how many there must be in all; 0 takes what is there
+        }
+    )
     config.log = ConfigDict({"tensorboard": True, "images": 4})
     return config
 

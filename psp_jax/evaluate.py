@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from psp_jax import api, checks, parallel, protocols
+from psp_jax import api, checks, parallel, processes, protocols
 from psp_jax.data.source import Source
 from psp_jax.precise_bn import make_statistics
 from psp_jax.progress import track
@@ -59,17 +59,17 @@ def evaluate(config: ConfigDict, directory: Path, source: Source, train_source: 
         card.window,
     )
     validation = Validation(config, card, model.network, mesh, source, directory, protocol=protocol)
-    with lock(directory) if parallel.is_primary() else contextlib.nullcontext():
-        parallel.wait_for_all("locked")
+    with lock(directory) if processes.is_primary() else contextlib.nullcontext():
+        processes.wait_for_all("locked")
         variables = model.variables
         if train_source is not None and config.eval.precise_bn_batches:
-            show = functools.partial(track, primary=parallel.is_primary())
+            show = functools.partial(track, primary=processes.is_primary())
             statistics = make_statistics(config, card, mesh, train_source, show)
             variables = variables | {"batch_stats": statistics(variables["params"])}
         scores = validation.run(variables, model.step, resume=True)
-        if parallel.is_primary():
+        if processes.is_primary():
             write_report(directory)
-    if parallel.is_primary():
+    if processes.is_primary():
         print(
             f"step {model.step}, {config.eval.protocol} {config.eval.scales}:",
             *(f"{k} {v:.4f}" for k, v in scores.items() if v is not None),

@@ -12,7 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from psp_jax import parallel
+from psp_jax import processes
 from psp_jax.command import last_words, run_command
 from psp_jax.config import unknown_override
 from psp_jax.data.prepared import describe, ensure_prepared
@@ -66,10 +66,10 @@ def _sources(config: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
     if not data.dir:
         raise ValueError("config.data.dir is empty; set --config.data.dir=DIR to the folder of your data set.")
     where: dict[str, Any] = {"prepared_dir": data.prepared_dir, "classes": data.classes or None}
-    if parallel.is_primary():
+    if processes.is_primary():
         directory = ensure_prepared(data.name, data.dir, archive=data.archive or None, **where)
         print(describe(directory), flush=True)
-    parallel.wait_for_all("prepare")
+    processes.wait_for_all("prepare")
     return [open_source(data.name, data.dir, split, **where) for split in splits]
 
 
@@ -77,7 +77,7 @@ def _run(_: list[str]) -> None:
     config = FrozenConfigDict(_CONFIG.value)
     check_run(config)
     logging.set_verbosity(logging.ERROR)  # Orbax tells every step of every save otherwise, and warns without a reason
-    parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     directory = Path(str(_WORKDIR.value))
     if _MODE.value == "train":
         train_source, eval_source = _sources(config, (config.data.train_split, config.data.eval_split))
@@ -86,9 +86,9 @@ def _run(_: list[str]) -> None:
         ModelCard.read(directory)  # refuse a workdir without a model before any data is prepared
         splits = (config.data.eval_split, *([config.data.train_split] if config.eval.precise_bn_batches else []))
         evaluate(config, directory, *_sources(config, splits))
-    if parallel.is_primary():
+    if processes.is_primary():
         print(f"results: {directory}/report.html and {directory}/eval, pictures: {directory}/predictions", flush=True)
 
 
 if __name__ == "__main__":
-    run_command(lambda: app.run(_run, flags_parser=_parse_flags), leave=parallel.leave)
+    run_command(lambda: app.run(_run, flags_parser=_parse_flags), leave=processes.leave)

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from psp_jax import parallel
+from psp_jax import processes
 from psp_jax.data.source import Source
 from psp_jax.progress import Progress, Throughput
 from psp_jax.report import write_report
@@ -65,7 +65,7 @@ class Recorder:
     def validated(self, step: int, scores: dict[str, float | None]) -> None:
         """Log the scores of a validation, and write the report anew."""
         self._progress.validated(step, scores)
-        if parallel.is_primary():
+        if processes.is_primary():
             write_report(self._directory)
 
     def show(self, step: int, name: str, picture: np.ndarray) -> None:

@@ -10,12 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from psp_jax import checks, parallel, protocols
+from psp_jax import checks, parallel, processes, protocols
+from psp_jax.build import build_optimizer, build_step
 from psp_jax.checkpoint import Checkpoints
 from psp_jax.class_weights import complete
 from psp_jax.config import check_fields
@@ -25,7 +24,6 @@ from psp_jax.data.transforms import AugmentSettings
 from psp_jax.download import checksum
 from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model, check_model, variable_shapes
-from psp_jax.optimizer import poly_schedule, sgd
 from psp_jax.precise_bn import make_statistics
 from psp_jax.progress import Progress
 from psp_jax.recorder import Recorder
@@ -35,7 +33,6 @@ from psp_jax.train_step import (
     StepFunction,
     TrainState,
     create_state,
-    make_train_step,
 )
 from psp_jax.validation import Validation
 from psp_jax.weights.fetch import fetch
@@ -84,13 +81,13 @@ def train(
     card = _card(config, train_source)
     check_owner(directory, _plain(config), card.classes, len(train_source), override)
     model = build_model(card.model, card.classes.num_classes)
-    schedule, optimizer = _optimizer(config, steps)
+    schedule, optimizer = build_optimizer(config, steps)
     state = create_state(model, optimizer, config.seed, parallel.replicated(mesh), bool(config.train.ema_decay))
-    primary = parallel.is_primary()
+    primary = processes.is_primary()
     with contextlib.ExitStack() as stack:
         if primary:
             stack.enter_context(lock(directory))
-        parallel.wait_for_all("locked")
+        processes.wait_for_all("locked")
         checkpoints = Checkpoints(directory / CHECKPOINTS, config.checkpoint.keep_latest, config.checkpoint.keep_best)
         stack.callback(checkpoints.close)
         latest = checkpoints.latest_step()
@@ -100,7 +97,7 @@ def train(
             state, origin = _initialised(state, config.init, card, mesh)
         start = int(state.step)
         pixel_loss = complete(PixelLoss(**config.loss), _plain(config), train_source, directory, start, steps)
-        step_fn = _step_function(config, card, model, optimizer, mesh, pixel_loss)
+        step_fn = build_step(config, card.classes.ignore_label, model, optimizer, mesh, pixel_loss)
         if primary:  # only now: a run that cannot go on keeps the record of what it was
             card.write(directory)
             write_json(directory / "config.json", _record(config, card, steps, len(train_source), pixel_loss))
@@ -132,50 +129,12 @@ def _initialised(state: TrainState, init: ConfigDict, card: ModelCard, mesh: Mes
     if init.source == RANDOM:
         return state, " from random weights"
     file = fetch(init.path, init.sha256 or None)
-    if not parallel.agree(int(checksum(file, "sha256")[:7], 16)):
+    if not processes.agree(int(checksum(file, "sha256")[:7], 16)):
         raise ValueError(f"{file} differs between the processes of this run; give all of them the same init.path.")
     found, origin = initialise(state.variables, card.model, variable_shapes, init.source, file, card.mean, card.std)
     variables = parallel.to_replicated(found, mesh)
     averaged = None if state.averaged is None else jax.tree.map(jnp.copy, variables["params"])
     return replace(state, **variables, averaged=averaged), f" from {origin}"
-
-
-def _optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    options = config.optimizer
-    schedule = poly_schedule(options.base_lr, options.power, steps, options.warmup_steps, options.end_lr)
-    optimizer = sgd(
-        schedule,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        decay_bn_and_bias=options.decay_bn_and_bias,
-        head_lr_multiplier=options.head_lr_multiplier,
-    )
-    return schedule, optimizer
-
-
-def _step_function(
-    config: ConfigDict,
-    card: ModelCard,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    pixel_loss: PixelLoss,
-) -> StepFunction:
-    train_step = make_train_step(
-        model,
-        optimizer,
-        mean=card.mean,
-        std=card.std,
-        aux_weight=config.train.aux_weight,
-        se_weight=config.train.se_weight,
-        pixel_loss=pixel_loss,
-        ema_decay=config.train.ema_decay,
-        align_corners=config.model.align_corners,
-        ignore_label=card.classes.ignore_label,
-        dropout_seed=config.seed,
-        constrain=parallel.constrain_maps(mesh),
-    )
-    return jax.jit(train_step, donate_argnums=0)
 
 
 def _renewed_statistics(

@@ -62,15 +62,16 @@ def create_state(
     With `average` the state also holds a running mean of the parameters, which begins with the first ones.
     """
 
-    def init() -> TrainState:
-        # No parameter depends on the image size, so the smallest image that every pyramid level accepts will do.
-        variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)), train=True)
-        opt_state = optimizer.init(variables["params"])
-        step, params = jnp.zeros((), jnp.int32), variables["params"]
-        averaged = jax.tree.map(jnp.copy, params) if average else None
-        return TrainState(step, params, variables["batch_stats"], opt_state, averaged)
+    return jax.jit(lambda: init_state(model, optimizer, seed, average), out_shardings=sharding)()
 
-    return jax.jit(init, out_shardings=sharding)()
+
+def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int, average: bool) -> TrainState:
+    """Return what `create_state` puts on the devices; to be traced."""
+    # No parameter depends on the image size, so the smallest image that every pyramid level accepts will do.
+    variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)), train=True)
+    step, params = jnp.zeros((), jnp.int32), variables["params"]
+    averaged = jax.tree.map(jnp.copy, params) if average else None
+    return TrainState(step, params, variables["batch_stats"], optimizer.init(params), averaged)
 
 
 def make_train_step(

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from psp_jax import parallel, results
+from psp_jax import parallel, processes, results
 from psp_jax.data.pipeline import eval_batches
 from psp_jax.data.source import Source
 from psp_jax.inference import TILE, Variables, join_halves, make_eval_step, make_forward
@@ -74,7 +74,7 @@ class Validation:
             raise ValueError(f"The split {config.data.eval_split} holds no image; choose another split.")
         self._card, self._mesh, self._source, self._directory = card, mesh, source, directory
         self._protocol, self._options = protocol, config.eval
-        self._track = progress.track if progress else functools.partial(track, primary=parallel.is_primary())
+        self._track = progress.track if progress else functools.partial(track, primary=processes.is_primary())
         self._workers, self._split = config.data.num_workers, config.data.eval_split
         self._statistics = {
             "precise_bn_batches": config.eval.precise_bn_batches,
@@ -147,7 +147,7 @@ class Validation:
         scores = results.image_scores(tally)
         chosen = results.choose_gallery(scores, self._options.gallery)
         pictured = self._pictured(variables, chosen)
-        if parallel.is_primary():
+        if processes.is_primary():
             ids = [source.ids(i) for i in range(len(source))]
             found = results.write_scores(evaluated, tally, self._card.classes, ids, record)
             self._draw(pictured, chosen, scores, show)
@@ -160,18 +160,18 @@ class Validation:
     def _resumed(self, tally: Tally, partial: Path, owner: str) -> Tally:
         """Return the counts of an interrupted evaluation, on every process the same, or the empty `tally`."""
         words = tally.load(partial, owner)
-        parallel.wait_for_all("tally")  # nobody saves before everybody has read
-        if not parallel.agree(int(tally.done.sum())):
+        processes.wait_for_all("tally")  # nobody saves before everybody has read
+        if not processes.agree(int(tally.done.sum())):
             words, tally = (
                 f"{partial} is not seen alike by all processes; starting anew",
                 Tally(*tally.images.shape[::2]),
             )
-        if parallel.is_primary():
+        if processes.is_primary():
             if words:
                 print(words, flush=True)
             if not tally.done.any():
                 shutil.rmtree(partial.parent / "predictions", ignore_errors=True)  # of another evaluation
-        parallel.wait_for_all("begin")
+        processes.wait_for_all("begin")
         return tally
 
     def _count(self, variables: Variables, tally: Tally, save: Callable[[], None] | None) -> None:
@@ -185,7 +185,7 @@ class Validation:
                     self._write_predictions(data, counts)
                 tally.add(join_halves(np.asarray(counts["confusion"])), np.asarray(counts["images"]), index)
                 advance(int(self._work[index[index >= 0]].sum()))
-                if save and parallel.is_primary() and time.monotonic() - saved > _SAVE_SECONDS:
+                if save and processes.is_primary() and time.monotonic() - saved > _SAVE_SECONDS:
                     saved = time.monotonic()
                     try:
                         save()
@@ -224,9 +224,9 @@ class Validation:
 
     def _write_missing_predictions(self, variables: Variables) -> None:
         """Label again what another process had counted, but not yet written, when it was interrupted."""
-        parallel.wait_for_all("predictions")
+        processes.wait_for_all("predictions")
         missing = [i for i in range(len(self._source)) if not self._prediction(i).exists()]
-        parallel.wait_for_all("missing predictions")  # nobody writes before everybody has looked
+        processes.wait_for_all("missing predictions")  # nobody writes before everybody has looked
         for data, counts in _one_behind(self._scored(variables, missing)):
             self._write_predictions(data, counts)
 

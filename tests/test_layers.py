@@ -20,7 +20,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("train", "evaluate"),  # loops
     ("api", "validation", "recorder", "ablation"),  # assembled pieces of the rows below
     ("sliding", "tiling", "report", "results", "deploy"),
-    ("inference", "checkpoint", "precise_bn"),
+    ("inference", "checkpoint", "precise_bn", "build"),
     ("train_step", "class_weights"),
     # Parts, independent of each other.
     (
@@ -29,7 +29,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ),
     ("checks", "config_file"),
     (  # leaves
-        *("command", "config", "parallel", "classes", "visualize", "interpolation", "download"),
+        *("command", "config", "parallel", "processes", "classes", "visualize", "interpolation", "download"),
         *("region_losses", "ablation_text", "atomic"),
     ),
 )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from psp_jax import parallel
+from psp_jax import parallel, processes
 from psp_jax.config import defaults
 from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model
@@ -37,7 +37,7 @@ def batch(step: int, few: bool) -> dict[str, np.ndarray]:
 
 def main(output: str, spatial: str = "1", head: str = "psp", *distributed: str) -> None:
     if distributed:
-        parallel.initialize(distributed[0], int(distributed[1]), int(distributed[2]))
+        processes.initialize(distributed[0], int(distributed[1]), int(distributed[2]))
     mesh = parallel.make_mesh(-1, int(spatial))
     settings = defaults().model
     settings.update(depth=10, width=16, stem="32-32-64", head_channels=32, aux_channels=16, align_corners=False)
@@ -74,7 +74,7 @@ def main(output: str, spatial: str = "1", head: str = "psp", *distributed: str) 
             for name in ("batch_stats", "params", "averaged"):
                 record |= flat(name, getattr(state, name))
     record["compiles"] = np.array(step_fn._cache_size())
-    if parallel.is_primary():
+    if processes.is_primary():
         np.savez(output, **record)
 
 

@@ -1,0 +1,84 @@
+"""The compiled training step that a configuration describes: one definition for training, planning and benchmarks."""
+
+from typing import Any
+
+import jax
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from psp_jax import checks, parallel
+from psp_jax.losses import PixelLoss
+from psp_jax.optimizer import poly_schedule, sgd
+from psp_jax.train_step import IMAGENET_MEAN, IMAGENET_STD, Batch, StepFunction, TrainState, init_state, make_train_step
+
+
+def build_optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Return the learning rate of `config.optimizer` over `steps` steps, and the optimizer that follows it."""
+    options = config.optimizer
+    schedule = poly_schedule(options.base_lr, options.power, steps, options.warmup_steps, options.end_lr)
+    optimizer = sgd(
+        schedule,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        decay_bn_and_bias=options.decay_bn_and_bias,
+        head_lr_multiplier=options.head_lr_multiplier,
+    )
+    return schedule, optimizer
+
+
+def build_step(
+    config: ConfigDict,
+    ignore_label: int,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    pixel_loss: PixelLoss,
+) -> StepFunction:
+    """Return the jitted training step, which takes over (donates) the state that it is given.
+
+    Args:
+      config: checked and complete.
+      ignore_label: value of void pixels.
+      model: `build_model(config.model, classes)`.
+      optimizer: the second result of `build_optimizer`.
+      mesh: of `parallel.make_mesh`.
+      pixel_loss: that of `config.loss`, with its class weights.
+    """
+    train_step = make_train_step(
+        model,
+        optimizer,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        aux_weight=config.train.aux_weight,
+        se_weight=config.train.se_weight,
+        pixel_loss=pixel_loss,
+        ema_decay=config.train.ema_decay,
+        align_corners=config.model.align_corners,
+        ignore_label=ignore_label,
+        dropout_seed=config.seed,
+        constrain=parallel.constrain_maps(mesh),
+    )
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def abstract_arguments(
+    config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[TrainState, Batch]:
+    """Return shapes, dtypes and shardings of what the training step takes, without an array of them.
+
+    With them the step compiles for devices that are not there.
+    """
+    average = bool(config.train.ema_decay)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed, average))
+    crop, images = checks.crop_size(config), config.train.batch_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((images, *crop, 3), "uint8"),
+        "label": jax.ShapeDtypeStruct((images, *crop), "uint8"),
+    }
+
+    def placed(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    return placed(state, parallel.replicated(mesh)), placed(batch, parallel.batch_sharding(mesh))
