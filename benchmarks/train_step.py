@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psp_jax import parallel
+from psp_jax import build, parallel
 from psp_jax.config import defaults
+from psp_jax.losses import PLAIN
 from psp_jax.models import build_model
 from psp_jax.models.resnet import BLOCKS
-from psp_jax.optimizer import poly_schedule, sgd
-from psp_jax.train_step import IMAGENET_MEAN, IMAGENET_STD, create_state, make_train_step
+from psp_jax.train_step import create_state
 from psp_jax.workdir import versions, write_json
 
 CLASSES = 150
@@ -53,28 +53,18 @@ def matmul_rate(repeats: int, size: int) -> float:
 
 def measure_jax(depth: int, batch: int, crop: int, dtype: str, repeats: int) -> dict[str, Any]:
     """Time this project's step; it is compiled once, for the device that JAX takes by itself."""
-    settings = defaults().model
-    settings.update(depth=depth, dtype=dtype)
-    model = build_model(settings, CLASSES)
-    options = {"momentum": 0.9, "weight_decay": 1e-4, "decay_bn_and_bias": True, "head_lr_multiplier": 10.0}
-    optimizer = sgd(poly_schedule(0.01, 0.9, 1_000_000), **options)
+    config = defaults()
+    config.model.update(depth=depth, dtype=dtype)
+    config.train.update(batch_size=batch, crop_size=(crop,))
+    model = build_model(config.model, CLASSES)
+    _, optimizer = build.build_optimizer(config, 1_000_000)
     mesh = parallel.make_mesh()
-    step_fn = make_train_step(
-        model,
-        optimizer,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        aux_weight=0.4,
-        align_corners=True,
-        ignore_label=255,
-        dropout_seed=0,
-        constrain=parallel.constrain_maps(mesh),
-    )
-    state = create_state(model, optimizer, 0, parallel.replicated(mesh))
+    step_fn = build.build_step(config, 255, model, optimizer, mesh, PLAIN)
+    state = create_state(model, optimizer, 0, mesh)
     image, label = random_batch(batch, crop)
-    data = parallel.to_global({"image": image, "label": label}, parallel.batch_sharding(mesh))
+    data = parallel.to_global({"image": image, "label": label}, parallel.batch_axis_sharding(mesh))
     begin = time.perf_counter()
-    compiled = jax.jit(step_fn, donate_argnums=0).lower(state, data).compile()
+    compiled = step_fn.lower(state, data).compile()
     compile_seconds = time.perf_counter() - begin
 
     def step() -> Any:

@@ -11,7 +11,16 @@ from ml_collections import ConfigDict
 from psp_jax import checks, parallel
 from psp_jax.losses import PixelLoss
 from psp_jax.optimizer import poly_schedule, sgd
-from psp_jax.train_step import IMAGENET_MEAN, IMAGENET_STD, Batch, StepFunction, TrainState, init_state, make_train_step
+from psp_jax.train_step import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Batch,
+    StepFunction,
+    TrainState,
+    init_state,
+    make_train_step,
+    state_shardings,
+)
 
 
 def build_optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
@@ -58,9 +67,14 @@ def build_step(
         align_corners=config.model.align_corners,
         ignore_label=ignore_label,
         dropout_seed=config.seed,
-        constrain=parallel.constrain_maps(mesh),
+        bn_groups=checks.bn_groups(config),
+        split=parallel.split_rows(
+            mesh, config.train.batch_size, checks.crop_size(config)[0], config.model.output_stride
+        ),
+        spread=lambda tree: jax.lax.with_sharding_constraint(tree, parallel.spread_shardings(tree, mesh)),
     )
-    return jax.jit(train_step, donate_argnums=0)
+    shardings = (state_shardings(_state_shape(config, model, optimizer), mesh), parallel.replicated(mesh))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
 
 
 def abstract_arguments(
@@ -70,15 +84,19 @@ def abstract_arguments(
 
     With them the step compiles for devices that are not there.
     """
-    average = bool(config.train.ema_decay)
-    state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed, average))
+    state = _state_shape(config, model, optimizer)
     crop, images = checks.crop_size(config), config.train.batch_size
     batch = {
         "image": jax.ShapeDtypeStruct((images, *crop, 3), "uint8"),
         "label": jax.ShapeDtypeStruct((images, *crop), "uint8"),
     }
 
-    def placed(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    def placed(tree: Any, shardings: Any) -> Any:
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
-    return placed(state, parallel.replicated(mesh)), placed(batch, parallel.batch_sharding(mesh))
+    feed = dict.fromkeys(batch, parallel.batch_axis_sharding(mesh))
+    return placed(state, state_shardings(state, mesh)), placed(batch, feed)
+
+
+def _state_shape(config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    return jax.eval_shape(lambda: init_state(model, optimizer, config.seed, bool(config.train.ema_decay)))

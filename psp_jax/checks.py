@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from psp_jax.config import flatten
 
+# Rows of features that a device must hold where images are spread over several.
+LEAST_ROWS = 2
 # The smallest value of a field. Batch norm takes the variance over the images of a batch: one has none at the 1x1 bin.
 _LEAST = {
     "data.num_workers": 0,
@@ -103,6 +105,17 @@ def crop_size(config: ConfigDict) -> tuple[int, int]:
     return _side_pair(config.train.crop_size, "train.crop_size")
 
 
+def bn_groups(config: ConfigDict) -> int:
+    """Return how many parts of the batch have statistics of their own."""
+    size = config.model.bn_group_size or config.train.batch_size
+    if config.train.batch_size % size:
+        raise ValueError(
+            f"model.bn_group_size={size} does not divide train.batch_size={config.train.batch_size}; choose a factor, "
+            "or 0 for statistics of the whole batch."
+        )
+    return int(config.train.batch_size // size)
+
+
 def eval_size(config: ConfigDict) -> tuple[int, int]:
     """(height, width) of the canvas that images are evaluated on."""
     return _side_pair(config.eval.size, "eval.size") if config.eval.size else crop_size(config)
@@ -117,21 +130,23 @@ def check_mesh(
     config: ConfigDict, crop: tuple[int, int], training: bool, data: int, spatial: int, processes: int
 ) -> None:
     """Raise ValueError where batches or rows of `crop` do not divide over a mesh of (data, spatial) devices."""
-    if data % processes:
+    devices = data * spatial // processes
+    if devices % spatial and spatial % devices:
         raise ValueError(
-            f"mesh.data={data} does not divide over {processes} processes: mesh.spatial={spatial} would split an image "
-            "between them; lower mesh.spatial."
+            f"mesh.spatial={spatial} neither divides the {devices} devices of a process nor is a multiple of them; "
+            f"choose a factor or a multiple of {devices}."
         )
     fields = {}
     if training or config.eval.protocol == "whole":  # the others give each device an image at a time
         fields["eval.batch_size"] = config.eval.batch_size
     if training or config.eval.precise_bn_batches:
         fields["train.batch_size"] = config.train.batch_size
-        if crop[0] % spatial:
-            raise ValueError(
-                f"The training crops have {crop[0]} rows, which mesh.spatial={spatial} does not divide; with "
-                "model.align_corners=False sizes are multiples of model.output_stride."
-            )
+    least = LEAST_ROWS * config.model.output_stride
+    if training and spatial > max(crop[0] // least, 1):
+        raise ValueError(
+            f"mesh.spatial={spatial} leaves fewer than {LEAST_ROWS} rows of features to a device for crops of "
+            f"{crop[0]} rows at model.output_stride={config.model.output_stride}; choose at most {max(crop[0] // least, 1)}."
+        )
     for field, size in fields.items():
         if size % data:
             raise ValueError(f"{field}={size} does not divide over {data} devices of mesh.data; choose a multiple.")

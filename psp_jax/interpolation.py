@@ -41,14 +41,29 @@ def resize_weights(n_out: int, n_in: int, align_corners: bool) -> np.ndarray:
     return weights_at(positions, n_in).astype(np.float32)
 
 
-def resize(x: Array, size: tuple[int, int], align_corners: bool, precision: Any = None) -> Array:
-    """Resize [B, h, w, C] to [B, size[0], size[1], C] bilinearly, in the dtype of `x`."""
-    if x.shape[1:3] == size:
+def resize(
+    x: Array,
+    size: tuple[int, int],
+    align_corners: bool,
+    precision: Any = None,
+    *,
+    valid: tuple[int, int] | None = None,
+    canvas: tuple[int, int] | None = None,
+) -> Array:
+    """Resize [B, h, w, C] to [B, size[0], size[1], C] bilinearly, in the dtype of `x`.
+
+    Where `valid` is given, only that many first rows and columns of `x` count; where `canvas` is, the result is the top
+    left of [B, *canvas, C], with zeros beyond.
+    """
+    valid, canvas = valid or (x.shape[1], x.shape[2]), canvas or size
+    if x.shape[1:3] == size == valid == canvas:
         return x
-    rows = jnp.asarray(resize_weights(size[0], x.shape[1], align_corners), x.dtype)
-    columns = jnp.asarray(resize_weights(size[1], x.shape[2], align_corners), x.dtype)
-    x = jnp.einsum("wv,bhvc->bhwc", columns, x, precision=precision)
-    return jnp.einsum("hg,bgwc->bhwc", rows, x, precision=precision)
+    # Rows first: where they are split over devices, a piece of few columns is what moves.
+    for axis, product in enumerate(("hg,bgwc->bhwc", "wv,bhvc->bhwc")):
+        matrix = resize_weights(size[axis], valid[axis], align_corners)
+        matrix = np.pad(matrix, ((0, canvas[axis] - size[axis]), (0, x.shape[1 + axis] - valid[axis])))
+        x = jnp.einsum(product, jnp.asarray(matrix, x.dtype), x, precision=precision)
+    return x
 
 
 def bin_edges(n_in: int, bins: int) -> list[tuple[int, int]]:
@@ -64,11 +79,14 @@ def average_weights(n_in: int, bins: int) -> np.ndarray:
     return matrix
 
 
-def resize_into(x: Array, size: tuple[int, int], valid: Array, align_corners: bool) -> Array:
-    """Resize each of [B, h, w, C] to its own (height, width) `valid` i32 [B, 2], at the top left of [B, *size, C].
+def resize_into(x: Array, size: tuple[int, int], valid: Array | np.ndarray | None, align_corners: bool) -> Array:
+    """Resize each of [B, h, w, C] to its own (height, width) `valid`, at the top left of [B, *size, C].
 
-    Beyond `valid` come zeros.
+    Beyond `valid`, i32 [B, 2] or NumPy [1, 2], come zeros; where it is None, `size` is all of it.
     """
+    if not isinstance(valid, Array):
+        real = size if valid is None else (int(valid[0, 0]), int(valid[0, 1]))
+        return resize(x, real, align_corners, canvas=size)
     weights = []
     for axis in range(2):
         pixel, n_in, n_out = jnp.arange(size[axis]), x.shape[1 + axis], valid[:, axis, None]
@@ -90,29 +108,34 @@ def _cells(length: int, bins: int, valid: Array) -> Array:
     return (position >= starts[..., None]) & (position < ends[..., None])
 
 
-def adaptive_average_pool(x: Array, bins: int, valid: Array | None = None) -> Array:
+def adaptive_average_pool(x: Array, bins: int, valid: Array | np.ndarray | None = None) -> Array:
     """Average [B, H, W, C] over a bins x bins grid: [B, bins, bins, C], accumulated in float32.
 
-    Where `valid` i32 [B, 2] is given, the grid divides the first (height, width) of each map alone.
+    Where `valid`, i32 [B, 2] or NumPy [1, 2], is given, the grid divides the first (height, width) of each map alone.
     """
-    if valid is None:
-        rows, columns = average_weights(x.shape[1], bins), average_weights(x.shape[2], bins)
-        pooled = jnp.einsum("hg,bgwc->bhwc", rows, x.astype(jnp.float32))
-        return jnp.einsum("wv,bhvc->bhwc", columns, pooled).astype(x.dtype)
+    if not isinstance(valid, Array):
+        real = x.shape[1:3] if valid is None else tuple(map(int, valid[0]))
+        rows, columns = (
+            np.pad(average_weights(real[axis], bins), ((0, 0), (0, x.shape[1 + axis] - real[axis]))) for axis in (0, 1)
+        )
+        # Columns first: where rows are split over devices, the devices exchange no more than the bins.
+        pooled = jnp.einsum("wv,bhvc->bhwc", columns, x.astype(jnp.float32))
+        return jnp.einsum("hg,bgwc->bhwc", rows, pooled).astype(x.dtype)
     cells = [_cells(x.shape[1 + axis], bins, valid[:, axis]).astype(jnp.float32) for axis in range(2)]
     cells = [cell / cell.sum(-1, keepdims=True) for cell in cells]
     pooled = jnp.einsum("bhg,bgwc->bhwc", cells[0], x.astype(jnp.float32))
     return jnp.einsum("bwv,bhvc->bhwc", cells[1], pooled).astype(x.dtype)
 
 
-def adaptive_max_pool(x: Array, bins: int, valid: Array | None = None) -> Array:
+def adaptive_max_pool(x: Array, bins: int, valid: Array | np.ndarray | None = None) -> Array:
     """Take the maximum of [B, H, W, C] over a bins x bins grid of adaptive bins: [B, bins, bins, C].
 
-    Where `valid` i32 [B, 2] is given, the grid divides the first (height, width) of each map alone.
+    Where `valid`, i32 [B, 2] or NumPy [1, 2], is given, the grid divides the first (height, width) of each map alone.
     """
-    if valid is None:
+    if not isinstance(valid, Array):
+        real = x.shape[1:3] if valid is None else tuple(map(int, valid[0]))
         for axis in (1, 2):
-            edges = bin_edges(x.shape[axis], bins)
+            edges = bin_edges(real[axis - 1], bins)
             parts = [lax.slice_in_dim(x, start, end, axis=axis).max(axis, keepdims=True) for start, end in edges]
             x = jnp.concatenate(parts, axis)
         return x

@@ -1,6 +1,7 @@
 """Pixel-wise cross entropy with void pixels, EncNet's loss on the classes present, and the sum that is minimised."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import jax
@@ -190,6 +191,8 @@ def segmentation_loss(
     ignore_label: int,
     se_weight: float = 0.0,
     pixel_loss: PixelLoss = PLAIN,
+    rows: int | None = None,
+    constrain: Callable[[Array], Array] = lambda x: x,
 ) -> tuple[Array, dict[str, Array]]:
     """Return main + aux_weight * auxiliary + se_weight * presence loss, and its parts.
 
@@ -201,6 +204,8 @@ def segmentation_loss(
       label: integers [B, H, W].
       pixel_loss: parts of the main and of the auxiliary loss, the same for both; but hard examples are mined for the
         main loss alone, as in its sources.
+      rows: of the label that are real; the rest is void, added together with whole rows of features.
+      constrain: pins the sharding of class scores [B, H, W, C].
 
     Returns:
       The loss to minimise, and its parts, each a scalar over the whole batch: "main_loss" and "aux_loss", weighted sums
@@ -210,10 +215,13 @@ def segmentation_loss(
     losses = {"aux_loss": jnp.zeros(())}
     for name, key in (("main_loss", "logits"), ("aux_loss", "aux_logits")):
         if key in outputs:
+            x, canvas = outputs[key], (label.shape[1], label.shape[2])
+            real = x.shape[1] if rows is None else -(-rows * x.shape[1] // canvas[0])
             # The class scores stay exact in float32; the default on TPU would round them to bfloat16.
-            logits = resize(outputs[key], (label.shape[1], label.shape[2]), align_corners, lax.Precision.HIGHEST)
-            options = pixel_loss if name == "main_loss" else replace(pixel_loss, ohem_threshold=0.0, ohem_min_kept=0)
-            losses[name], regions = _map_loss(logits, label, ignore_label, options)
+            size, exact = (rows or canvas[0], canvas[1]), lax.Precision.HIGHEST
+            logits = constrain(resize(x, size, align_corners, exact, valid=(real, x.shape[2]), canvas=canvas))
+            parts = pixel_loss if name == "main_loss" else replace(pixel_loss, ohem_threshold=0.0, ohem_min_kept=0)
+            losses[name], regions = _map_loss(logits, label, ignore_label, parts)
             losses |= regions if name == "main_loss" else {}
     loss = losses["main_loss"] + aux_weight * losses["aux_loss"]
     if "se_logits" in outputs:

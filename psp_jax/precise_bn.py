@@ -12,7 +12,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from psp_jax import parallel
+from psp_jax import checks, parallel
 from psp_jax.data.pipeline import Source, train_batches
 from psp_jax.data.transforms import AugmentSettings
 from psp_jax.models import build_model
@@ -24,11 +24,13 @@ from psp_jax.workdir import ModelCard
 Array = jax.Array
 
 
-def make_moments(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[..., Any]:
+def make_moments(
+    model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], bn_groups: int = 1
+) -> Callable[..., Any]:
     """Return the function (parameters, image u8 [B, H, W, 3]) -> first two moments of every batch norm's input.
 
-    In a forward pass as in training, over all positions of the global batch; the tree is that of `batch_stats`, with
-    "mean" and "square", f32 [C], at each layer.
+    In a forward pass as in training, with its `bn_groups`, over all positions of the global batch; the tree is that of
+    `batch_stats`, with "mean" and "square", f32 [C], at each layer.
     """
 
     def moments(params: Any, image: Array) -> Any:
@@ -40,6 +42,7 @@ def make_moments(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ..
                 axes = tuple(range(x.ndim - 1))
                 found[*context.module.path, "mean"] = x.mean(axes)
                 found[*context.module.path, "square"] = jnp.square(x).mean(axes)
+                return call(*args, **kwargs, groups=bn_groups)
             return call(*args, **kwargs)
 
         with nn.intercept_methods(observe):
@@ -68,8 +71,10 @@ def make_statistics(
     """
     # What is observed inside a block that is recomputed could not leave it.
     model = build_model(card.model | {"remat": False}, card.classes.num_classes)
-    moments = jax.jit(make_moments(model, card.mean, card.std), out_shardings=parallel.replicated(mesh))
-    number = config.eval.precise_bn_batches
+    moments_fn = make_moments(model, card.mean, card.std, checks.bn_groups(config))
+    moments = jax.jit(moments_fn, out_shardings=parallel.replicated(mesh))
+    number, sharding = config.eval.precise_bn_batches, parallel.batch_axis_sharding(mesh)
+    index, count = parallel.share(sharding)
 
     def statistics(params: Any) -> Any:
         batches = train_batches(
@@ -78,15 +83,15 @@ def make_statistics(
             batch_size=config.train.batch_size,
             seed=config.seed,
             num_steps=number,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
+            shard_index=index,
+            shard_count=count,
             augment=AugmentSettings(**config.augment),
             num_workers=config.data.num_workers,
         )
         total: Any = None
         with contextlib.closing(batches), track(number, "batch-norm statistics") as advance:
             for batch in batches:
-                image = parallel.to_global({"image": batch["image"]}, parallel.batch_sharding(mesh))["image"]
+                image = parallel.to_global({"image": batch["image"]}, sharding)["image"]
                 found = jax.tree.map(np.float64, jax.device_get(moments(params, image)))
                 total = found if total is None else jax.tree.map(np.add, total, found)
                 advance(1)

@@ -82,7 +82,7 @@ def train(
     check_owner(directory, _plain(config), card.classes, len(train_source), override)
     model = build_model(card.model, card.classes.num_classes)
     schedule, optimizer = build_optimizer(config, steps)
-    state = create_state(model, optimizer, config.seed, parallel.replicated(mesh), bool(config.train.ema_decay))
+    state = create_state(model, optimizer, config.seed, mesh, bool(config.train.ema_decay))
     primary = processes.is_primary()
     with contextlib.ExitStack() as stack:
         if primary:
@@ -160,7 +160,8 @@ def _loop(
     checkpoints: Checkpoints,
 ) -> TrainState:
     """Take the steps of `span`; the order of events matters and is stated where they stand."""
-    sharding = parallel.batch_sharding(mesh)
+    sharding = parallel.batch_axis_sharding(mesh)
+    share = parallel.share(sharding)
     start, steps = span
     batches = train_batches(
         source,
@@ -169,8 +170,8 @@ def _loop(
         seed=config.seed,
         start_step=start,
         num_steps=steps - start,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        shard_index=share[0],
+        shard_count=share[1],
         augment=AugmentSettings(**config.augment),
         num_workers=config.data.num_workers,
     )

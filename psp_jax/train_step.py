@@ -1,15 +1,21 @@
 """The training state and the one definition of a training step."""
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
+from psp_jax import parallel
 from psp_jax.losses import PLAIN, PixelLoss, segmentation_loss
+from psp_jax.models.layers import BatchNorm, ConvBN
+from psp_jax.parallel import RowSplit
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -21,7 +27,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training needs to go on: replicated over the mesh, saved in every checkpoint.
+    """All that training needs to go on, saved in every checkpoint; see `state_shardings` for where it lives.
 
     `averaged` is the running mean of the parameters, None where none is kept.
     """
@@ -41,6 +47,10 @@ class TrainState:
         params = self.params if self.averaged is None else self.averaged
         return {"params": params, "batch_stats": self.batch_stats}
 
+    def norm(self) -> Array:
+        """Return the norm of parameters, statistics and running mean: what goes wrong in an update shows in it."""
+        return optax.tree.norm((self.params, self.batch_stats, self.averaged))
+
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
@@ -54,7 +64,7 @@ def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     seed: int,
-    sharding: jax.sharding.Sharding,
+    mesh: jax.sharding.Mesh,
     average: bool = False,
 ) -> TrainState:
     """Initialise parameters, statistics and optimizer; a pure function of `seed`, whatever the devices.
@@ -62,7 +72,16 @@ def create_state(
     With `average` the state also holds a running mean of the parameters, which begins with the first ones.
     """
 
-    return jax.jit(lambda: init_state(model, optimizer, seed, average), out_shardings=sharding)()
+    def init() -> TrainState:
+        return init_state(model, optimizer, seed, average)
+
+    return jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init), mesh))()
+
+
+def state_shardings(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    """Return where each array of the state lives: the optimizer's are spread over all devices, others are on each."""
+    everywhere = jax.tree.map(lambda _: parallel.replicated(mesh), state)
+    return replace(everywhere, opt_state=parallel.spread_shardings(state.opt_state, mesh))
 
 
 def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int, average: bool) -> TrainState:
@@ -87,30 +106,33 @@ def make_train_step(
     se_weight: float = 0.0,
     pixel_loss: PixelLoss = PLAIN,
     ema_decay: float = 0.0,
-    constrain: Callable[[Array], Array] = lambda x: x,
+    bn_groups: int = 1,
+    split: RowSplit | None = None,
+    spread: Callable[[Any], Any] = lambda tree: tree,
 ) -> StepFunction:
     """Return the pure function (state, batch) -> (state, metrics) of one optimizer step.
 
     The batch is global: {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. Dropout is a function of `dropout_seed` and
-    the step. `constrain` pins the sharding of maps [B, h, w, C] before the loss (a resize of a map that
-    is split by rows loses the split). Metrics are scalars: loss and the parts that `segmentation_loss` names,
-    grad_norm, and state_norm of the new parameters, statistics and running mean, whose decay is `ema_decay`.
+    the step. Batch norm takes its statistics over `bn_groups` equal parts of the batch. With `split` the rows of every
+    image are spread over devices. `spread` places trees of parameters for the update, of which each device does a
+    share. Metrics are scalars: loss and the parts that `segmentation_loss` names, grad_norm, and state_norm of the new
+    parameters, statistics and running mean, whose decay is `ema_decay`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         image = normalize(batch["image"], mean, std)
         label = batch["label"].astype(jnp.int32)
+        rows, valid = label.shape[1], None
+        if split is not None:
+            image, label = split.extend(image, 0), split.extend(label, ignore_label)
+            valid = np.array([[rows, label.shape[2]]])
         dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
 
         def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
-            outputs, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                image,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
-            )
-            outputs = {name: constrain(x) if x.ndim == 4 else x for name, x in outputs.items()}
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            options: dict[str, Any] = {"mutable": ["batch_stats"], "rngs": {"dropout": dropout_key}}
+            with nn.intercept_methods(functools.partial(_as_trained, bn_groups, split)):
+                outputs, updates = model.apply(variables, image, train=True, valid=valid, **options)
             loss, parts = segmentation_loss(
                 outputs,
                 label,
@@ -119,19 +141,42 @@ def make_train_step(
                 pixel_loss=pixel_loss,
                 align_corners=align_corners,
                 ignore_label=ignore_label,
+                rows=rows,
+                constrain=lambda x: x if split is None else split.constrain(x),
             )
             return loss, (parts, updates["batch_stats"])
 
         (loss, (parts, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, **parts, "grad_norm": optax.tree.norm(gradients)}
-        averaged = _average(state, params, ema_decay)
-        # Whatever else goes wrong in the update shows here: the state that a checkpoint would hold.
-        metrics["state_norm"] = optax.tree.norm((params, batch_stats, averaged))
-        return TrainState(state.step + 1, params, batch_stats, opt_state, averaged), metrics
+        gradients, former = spread(gradients), spread(state.params)
+        new = _updated(state, former, gradients, batch_stats, optimizer, ema_decay)
+        return new, {"loss": loss, **parts, "grad_norm": optax.tree.norm(gradients), "state_norm": new.norm()}
 
     return train_step
+
+
+def _updated(
+    state: TrainState,
+    params: Any,
+    gradients: Any,
+    batch_stats: Any,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+) -> TrainState:
+    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    params = optax.apply_updates(params, updates)
+    return TrainState(state.step + 1, params, batch_stats, opt_state, _average(state, params, ema_decay))
+
+
+def _as_trained(
+    bn_groups: int, split: RowSplit | None, call: Callable[..., Any], args: Any, kwargs: Any, context: Any
+) -> Any:
+    """Call a method of the network in its place in training: statistics by groups, maps in their places."""
+    if context.method_name != "__call__" or not isinstance(context.module, BatchNorm | ConvBN):
+        return call(*args, **kwargs)
+    if isinstance(context.module, BatchNorm):
+        return call(*args, **kwargs, groups=bn_groups)
+    x = call(*args, **kwargs)
+    return x if split is None else split.constrain(x)
 
 
 def _average(state: TrainState, params: Any, ema_decay: float) -> Any:

@@ -85,7 +85,9 @@ class Validation:
         self._work = np.ones(len(source), np.int64)  # of each image, for the progress display
         forward = make_forward(model, card.mean, card.std)
         if protocol is None:
-            self._sharding, self._batch_size = parallel.batch_axis_sharding(mesh), config.eval.batch_size
+            self._batch_size = config.eval.batch_size
+            spread = self._batch_size % mesh.size == 0
+            self._sharding = (parallel.all_devices_sharding if spread else parallel.batch_axis_sharding)(mesh)
             step = make_eval_step(
                 forward,
                 num_classes=card.classes.num_classes,
@@ -194,6 +196,7 @@ class Validation:
 
     def _scored(self, variables: Variables, indices: Sequence[int]) -> Iterator[tuple[Batch, Batch]]:
         """Yield each batch and its counts, both on the devices."""
+        index, count = parallel.share(self._sharding)
         for way in self._ways:
             members = [i for i in indices if i in way.members]
             batches = eval_batches(
@@ -202,8 +205,8 @@ class Validation:
                 label_tile=TILE,
                 batch_size=self._batch_size,
                 indices=members,
-                shard_index=jax.process_index(),
-                shard_count=jax.process_count(),
+                shard_index=index,
+                shard_count=count,
                 num_workers=self._workers if members else 0,
             )
             with contextlib.closing(batches):

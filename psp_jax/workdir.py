@@ -18,7 +18,14 @@ from psp_jax.config import defaults, flatten
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 # Fields of config.model that models written by version 0.1.0 lack, and how their networks are.
-LATER_FIELDS = {"basic_dilation": "both", "stride_in": "3x3", "fcn_convs": 1, "fcn_concat": False}
+LATER_FIELDS = {
+    "basic_dilation": "both",
+    "stride_in": "3x3",
+    "fcn_convs": 1,
+    "fcn_concat": False,
+    "bn_group_size": 0,
+    "phases": False,
+}
 # What may change when a run goes on: nothing here changes what is learned.
 _FREE_ON_RESUME = (
     "data.dir",
@@ -29,6 +36,7 @@ _FREE_ON_RESUME = (
     "data.eval_split",
     "init.path",
     "init.sha256",
+    "model.phases",
     "model.remat",
     "train.log_every_steps",
     "eval.",

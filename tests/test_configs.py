@@ -122,15 +122,33 @@ def test_values_that_make_no_run_are_refused(field: str, value: float, message: 
         check_values(config)
 
 
-def test_rows_of_an_evaluation_are_those_of_the_networks_crops() -> None:
+def test_an_evaluation_takes_any_rows() -> None:
     config = defaults()
     config.train.crop_size = (41,)
     config.eval.precise_bn_batches = 2
-    check_mesh(config, (48, 48), False, 4, 2, 1)
-    with pytest.raises(ValueError, match=r"crops have 41 rows, which mesh\.spatial=2 does not divide"):
-        check_mesh(config, (41, 41), False, 4, 2, 1)
+    check_mesh(config, (41, 41), False, 4, 4, 1)
+    with pytest.raises(ValueError, match=r"train\.batch_size=16 does not divide over 5 devices"):
+        check_mesh(config, (41, 41), False, 5, 1, 1)
     config.eval.precise_bn_batches = 0
-    check_mesh(config, (41, 41), False, 4, 2, 1)
+    check_mesh(config, (41, 41), False, 5, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "data", "spatial", "processes", "message"),
+    [
+        (41, 4, 2, 1, None),
+        (41, 4, 4, 1, r"mesh\.spatial=4 leaves fewer than 2 rows .* crops of 41 rows .*; choose at most 2\."),
+        (473, 16, 8, 32, None),  # an image over two processes of four devices
+        (473, 8, 3, 6, r"mesh\.spatial=3 neither divides the 4 devices of a process nor is a multiple"),
+    ],
+)
+def test_images_spread_over_devices(rows: int, data: int, spatial: int, processes: int, message: str | None) -> None:
+    config = defaults()
+    if message is None:
+        check_mesh(config, (rows, rows), True, data, spatial, processes)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_mesh(config, (rows, rows), True, data, spatial, processes)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Training is the same on one device, on eight, on a mesh that splits rows, and on two processes."""
+"""Training is the same on one device, on eight, on meshes that spread each image, and on several processes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 from conftest import ROOT, environment, free_address
 
 SCRIPT = ROOT / "tests" / "train_steps.py"
+# The rows of 57-pixel crops do not divide: two or four devices take 64 between them.
+ODD = {"model.align_corners": True, "train.crop_size": [57]}
 
 
-def start(devices: int, *arguments: object) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+def start(devices: int, output: Path, fields: dict, *distributed: object) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), str(output), json.dumps(fields), *map(str, distributed)]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -26,39 +29,74 @@ def finish(processes: list[subprocess.Popen], output: Path) -> dict[str, np.ndar
         return dict(file)
 
 
+def run(devices: int, output: Path, **fields: object) -> dict[str, np.ndarray]:
+    return finish([start(devices, output, fields)], output)
+
+
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    output = tmp_path_factory.mktemp("devices") / "one.npz"
-    return finish([start(1, output)], output)
+    return run(1, tmp_path_factory.mktemp("devices") / "one.npz")
 
 
-def compare(ours: dict[str, np.ndarray], one: dict[str, np.ndarray]) -> None:
+@pytest.fixture(scope="module")
+def one_device_odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    return run(1, tmp_path_factory.mktemp("devices") / "odd.npz", **ODD)
+
+
+def compare(ours: dict[str, np.ndarray], one: dict[str, np.ndarray], update_error: float = 1e-4) -> None:
     assert one["devices"] == 1
     assert ours["devices"] == 8
     assert ours["compiles"] == one["compiles"] == 1
     assert set(ours) == set(one) >= {"averaged/head/classifier/conv/kernel"}
-    np.testing.assert_allclose(ours["loss0"], one["loss0"], rtol=1e-5)
+    for step, bound in enumerate((1e-5, 1e-3, 1e-3)):
+        np.testing.assert_allclose(ours[f"loss{step}"], one[f"loss{step}"], rtol=bound)
     for name in one:
         if name.startswith(("batch_stats/", "params/", "averaged/")):
             error = np.linalg.norm(ours[name] - one[name]) / np.linalg.norm(one[name])
-            assert error < (1e-5 if name.startswith("batch_stats/") else 1e-4), name
+            assert error < (1e-5 if name.startswith("batch_stats/") else update_error), name
 
 
 @pytest.mark.parametrize("spatial", [1, 2])
 def test_eight_devices(spatial: int, one_device: dict[str, np.ndarray], tmp_path: Path) -> None:
-    output = tmp_path / "eight.npz"
-    compare(finish([start(8, output, spatial)], output), one_device)
+    compare(run(8, tmp_path / "eight.npz", **{"mesh.spatial": spatial}), one_device)
 
 
-def test_two_processes(one_device: dict[str, np.ndarray], tmp_path: Path) -> None:
-    coordinator = free_address()
-    output = tmp_path / "two.npz"
-    processes = [start(4, output, 1, "psp", coordinator, 2, rank) for rank in range(2)]
-    compare(finish(processes, output), one_device)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mesh.spatial": 2},
+        {"mesh.spatial": 4},
+        {"mesh.spatial": 4, "model.phases": True},
+    ],
+    ids=["rows over two", "rows over four", "phases over four"],
+)
+def test_rows_that_do_not_divide(fields: dict, one_device_odd: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """One ReLU that rounding switches moves a bias near zero by a thousandth; a lost row moves it by its own size."""
+    compare(run(8, tmp_path / "eight.npz", **ODD, **fields), one_device_odd, update_error=0.02)
+
+
+def test_statistics_by_groups_of_images(tmp_path: Path) -> None:
+    """Of four images each, whatever the devices, whose number is neither that of the groups nor of their images."""
+    fields = {"model.bn_group_size": 4}
+    one = run(1, tmp_path / "one.npz", **fields)
+    compare(run(8, tmp_path / "eight.npz", **fields), one)
+    whole = run(1, tmp_path / "whole.npz")
+    assert abs(one["loss0"] - whole["loss0"]) > 1e-4
+
+
+@pytest.mark.parametrize(("count", "spatial"), [(2, 1), (4, 4)], ids=["two", "four, two to an image"])
+def test_processes(count: int, spatial: int, one_device: dict[str, np.ndarray], tmp_path: Path) -> None:
+    coordinator, output = free_address(), tmp_path / "many.npz"
+    fields = {"mesh.spatial": spatial}
+    compare(
+        finish([start(8 // count, output, fields, coordinator, count, rank) for rank in range(count)], output),
+        one_device,
+    )
 
 
 def test_encnet_on_eight_devices(tmp_path: Path) -> None:
     """The classes present and the statistics over codewords are those of the global batch, rows split or not."""
-    one = finish([start(1, tmp_path / "one.npz", 1, "enc")], tmp_path / "one.npz")
+    one = run(1, tmp_path / "one.npz", **{"model.head": "enc", "model.lateral": True})
     assert "batch_stats/head/encoding_bn/mean" in one
-    compare(finish([start(8, tmp_path / "eight.npz", 2, "enc")], tmp_path / "eight.npz"), one)
+    eight = run(8, tmp_path / "eight.npz", **{"model.head": "enc", "model.lateral": True, "mesh.spatial": 2})
+    compare(eight, one)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from psp_jax import parallel
 from psp_jax.models.layers import BatchNorm
 from psp_jax.train_step import StepFunction, TrainState, create_state, make_train_step
 
@@ -16,13 +17,13 @@ class Pixelwise(nn.Module):
     """The smallest network that a training step takes."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, x: jax.Array, train: bool, valid: None = None) -> dict[str, jax.Array]:
         return {"logits": nn.Dense(3)(BatchNorm()(x, train))}
 
 
 def start(average: bool) -> tuple[TrainState, StepFunction]:
     model, optimizer = Pixelwise(), optax.sgd(0.5)
-    state = create_state(model, optimizer, 0, jax.sharding.SingleDeviceSharding(jax.devices()[0]), average)
+    state = create_state(model, optimizer, 0, parallel.make_mesh(devices=jax.devices()[:1]), average)
     step_fn = make_train_step(
         model,
         optimizer,

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.interpolation import adaptive_average_pool, resize, resize_into
-from psp_jax.models.layers import Classifier, ConvBN, torch_default_init
+from psp_jax.interpolation import adaptive_average_pool, resize_into
+from psp_jax.models.layers import Classifier, ConvBN, Valid, torch_default_init
 
 Array = jax.Array
 
@@ -34,13 +34,13 @@ class ASPPHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Array, train: bool, valid: Array | None = None) -> Array:
+    def __call__(self, features: Array, train: bool, valid: Valid = None) -> Array:
         """Map features [B, h, w, C], real in their first `valid` rows and columns, to logits f32 [B, h, w, classes]."""
         options: dict[str, Any] = {"kernel_init": torch_default_init, "dtype": self.dtype}
         size = (features.shape[1], features.shape[2])
         pooled = adaptive_average_pool(features, 1, valid)
         pooled = ConvBN(self.channels, 1, **options, name="image")(pooled, train)
-        pooled = resize(pooled, size, True) if valid is None else resize_into(pooled, size, valid, True)
+        pooled = resize_into(pooled, size, valid, True)
         branches = [pooled, ConvBN(self.channels, 1, **options, name="branch0")(features, train, valid)]
         # By number, not by rate: weights of one output stride serve in a network of another, as in the paper.
         for i, rate in enumerate(self.rates, start=1):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from psp_jax.models.layers import BatchNorm, Classifier, ConvBN, inside, torch_bias_init, torch_default_init
+from psp_jax.models.layers import BatchNorm, Classifier, ConvBN, Valid, inside, torch_bias_init, torch_default_init
 
 Array = jax.Array
 
@@ -75,7 +75,7 @@ class EncHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, stages: list[Array], train: bool, valid: Array | None = None) -> dict[str, Array]:
+    def __call__(self, stages: list[Array], train: bool, valid: Valid = None) -> dict[str, Array]:
         """Map the backbone's four outputs [B, h, w, C], real in their first `valid` i32 [B, 2] rows and columns.
 
         Returns:
@@ -90,7 +90,7 @@ class EncHead(nn.Module):
                 level = ConvBN(self.channels, 1, **options, name=f"lateral{stage}")
                 levels.append(level(stages[stage - 1], train, valid))
             x = ConvBN(self.channels, 3, **options, name="fuse")(jnp.concatenate(levels, axis=-1), train, valid)
-        projected = ConvBN(self.channels, 1, **options, name="project")(x, train)
+        projected = ConvBN(self.channels, 1, **options, name="project")(x, train, valid)
         mask = None if valid is None else inside(valid, x.shape[1:3])
         codes = Encoding(self.codewords, name="encoding")(projected, mask)
         # Batch norm takes the codewords for its channels: statistics are over the images and the width.

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.interpolation import adaptive_average_pool, adaptive_max_pool, resize, resize_into
-from psp_jax.models.layers import Classifier, ConvBN, torch_default_init
+from psp_jax.interpolation import adaptive_average_pool, adaptive_max_pool, resize_into
+from psp_jax.models.layers import Classifier, ConvBN, Valid, torch_default_init
 
 Array = jax.Array
 
@@ -30,7 +30,7 @@ class FCNHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Array, train: bool, valid: Array | None = None) -> Array:
+    def __call__(self, features: Array, train: bool, valid: Valid = None) -> Array:
         """Map features [B, h, w, C], real in their first `valid` rows and columns, to logits f32 [B, h, w, classes]."""
         options: dict[str, Any] = {"kernel_init": torch_default_init, "dtype": self.dtype}
         x = features
@@ -63,7 +63,7 @@ class PSPHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Array, train: bool, valid: Array | None = None) -> Array:
+    def __call__(self, features: Array, train: bool, valid: Valid = None) -> Array:
         """Map features [B, h, w, C], real in their first `valid` rows and columns, to logits f32 [B, h, w, classes]."""
         size = (features.shape[1], features.shape[2])
         levels = [features]
@@ -72,12 +72,7 @@ class PSPHead(nn.Module):
             if self.reduce:
                 width = features.shape[-1] // len(self.bins)
                 x = ConvBN(width, 1, kernel_init=torch_default_init, dtype=self.dtype, name=f"level{bins}")(x, train)
-            x = (
-                resize(x, size, self.align_corners)
-                if valid is None
-                else resize_into(x, size, valid, self.align_corners)
-            )
-            levels.append(x)
+            levels.append(resize_into(x, size, valid, self.align_corners))
         x = jnp.concatenate(levels, axis=-1)
         x = ConvBN(self.channels, 3, kernel_init=torch_default_init, dtype=self.dtype, name="fuse")(x, train, valid)
         return Classifier(self.num_classes, self.dropout, name="classifier")(x, train)

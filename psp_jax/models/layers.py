@@ -1,14 +1,18 @@
 """Convolution, batch normalisation and initialisers that every network here is made of."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
 Array = jax.Array
+# Which (height, width) of each map is real, the rest being padding: i32 [B, 2]; when training, NumPy [1, 2] for all.
+Valid = Array | np.ndarray | None
 
 # torch's default for convolutions, which the reference keeps in its heads: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_default_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -39,28 +43,35 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Normalise [..., C]; updates the collection `batch_stats` when `train`."""
+    def __call__(self, x: Array, train: bool, valid: Valid = None, groups: int = 1) -> Array:
+        """Normalise [B, ..., C]; updates the collection `batch_stats` when `train`.
+
+        Where `valid` of maps [B, H, W, C] is given, the statistics are of what is real. With `groups` > 1 the batch is
+        cut into that many equal runs of neighbours, each normalised by its own statistics, as replicas that do not
+        exchange them would; the running statistics take the mean of theirs.
+        """
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        x = x.astype(jnp.float32)
+        shape, x = x.shape, x.astype(jnp.float32)
         if train:
-            axes = tuple(range(x.ndim - 1))
-            mean = x.mean(axes)
+            x = x.reshape(groups, -1, *shape[1:])
+            axes = tuple(range(1, x.ndim - 1))
+            real = x if valid is None else jnp.where(inside(valid, shape[1:3]), x, 0.0)
+            count = x.shape[1] * math.prod(shape[1:-1] if valid is None else map(int, valid[0]))
+            mean = real.sum(axes, keepdims=True) / count
             # One pass over the data; rounding can push the difference below zero where a channel is constant.
-            var = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0.0)
+            var = jnp.maximum(jnp.square(real).sum(axes, keepdims=True) / count - jnp.square(mean), 0.0)
             if not self.is_initializing():
-                count = x.size // channels
                 unbiased = var * (count / max(count - 1, 1))
-                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+                for running, found in ((running_mean, mean), (running_var, unbiased)):
+                    running.value = self.momentum * running.value + (1 - self.momentum) * found.mean(0).ravel()
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
-        return ((x - mean) * factor + bias).astype(self.dtype)
+        return ((x - mean) * factor + bias).astype(self.dtype).reshape(shape)
 
 
 class ConvBN(nn.Module):
@@ -78,10 +89,10 @@ class ConvBN(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, valid: Array | None = None) -> Array:
+    def __call__(self, x: Array, train: bool, valid: Valid = None) -> Array:
         """Map [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
 
-        Where `valid` i32 [B, 2] says which (height, width) of each image's output is real, what is beyond becomes zero,
+        Where `valid` says which (height, width) of each image's output is real, what is beyond becomes zero,
         as the padding of a convolution that follows is.
         """
         pad = self.dilation * (self.kernel - 1) // 2
@@ -96,18 +107,25 @@ class ConvBN(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        x = BatchNorm(dtype=self.dtype, name="bn")(x, train)
+        valid = padding(valid, x)
+        x = BatchNorm(dtype=self.dtype, name="bn")(x, train, valid)
         x = nn.relu(x) if self.relu else x
         return x if valid is None else x * inside(valid, x.shape[1:3]).astype(x.dtype)
 
 
-def strided(valid: Array | None, stride: int) -> Array | None:
+def strided(valid: Valid, stride: int) -> Valid:
     """Return what is real of the output of a layer with this stride whose input has the real part `valid`."""
     return None if valid is None else (valid + stride - 1) // stride
 
 
-def inside(valid: Array, size: tuple[int, ...]) -> Array:
-    """Return bool [B, H, W, 1], True within the first `valid` i32 [B, 2] rows and columns of maps of this size."""
+def padding(valid: Valid, x: Array) -> Valid:
+    """Return `valid`, or None where it is known to be all of the maps x [B, H, W, C]."""
+    whole = isinstance(valid, np.ndarray) and tuple(valid[0]) == x.shape[1:3]
+    return None if whole else valid
+
+
+def inside(valid: Array | np.ndarray, size: tuple[int, ...]) -> Array:
+    """Return bool [B or 1, H, W, 1], True within the first `valid` rows and columns of maps of this size."""
     rows, columns = (jnp.arange(size[axis]) < valid[:, axis, None] for axis in range(2))
     return rows[:, :, None, None] & columns[:, None, :, None]
 

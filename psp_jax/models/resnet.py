@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.models.layers import ConvBN, inside, strided
+from psp_jax.models.layers import ConvBN, Valid, inside, padding, strided
+from psp_jax.models.phases import divides, from_phases, to_phases
 
 Array = jax.Array
 
@@ -47,7 +48,7 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, valid: Array | None = None) -> Array:
+    def __call__(self, x: Array, train: bool, valid: Valid = None) -> Array:
         """Map [B, H, W, C], real in its first `valid` rows and columns, to [B, H / stride, W / stride, width]."""
         first, second = self.dilations
         after = strided(valid, self.stride)
@@ -69,7 +70,7 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, valid: Array | None = None) -> Array:
+    def __call__(self, x: Array, train: bool, valid: Valid = None) -> Array:
         """Map [B, H, W, C], real in its first `valid` rows and columns, to [B, H / stride, W / stride, 4 width]."""
         features = self.expansion * self.width
         after = strided(valid, self.stride)
@@ -95,6 +96,8 @@ class ResNet(nn.Module):
       basic_dilation: the 3x3 convolutions of a basic block that are dilated: "both", or "first" (mmsegmentation).
       stride_in: the convolution of a bottleneck that strides: "3x3", or "1x1" (the paper's Caffe network on ADE20K).
       width: channels of the first stage's 3x3 convolutions; 64 in every published network.
+      phases: run dilated blocks on the phases of their map, where sizes divide; see `psp_jax.models.phases`. The same
+        function, other compiled programs.
       remat: recompute each block's activations in the backward pass instead of storing them.
     """
 
@@ -105,11 +108,12 @@ class ResNet(nn.Module):
     basic_dilation: str = "both"
     stride_in: str = "3x3"
     width: int = 64
+    phases: bool = False
     remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, valid: Array | None = None) -> list[Array]:
+    def __call__(self, x: Array, train: bool, valid: Valid = None) -> list[Array]:
         """Map images [B, H, W, 3] to the outputs of the four stages, the last [B, h, w, 8 or 32 width].
 
         Where only the first `valid` i32 [B, 2] rows and columns of each image are real and the rest zero, the outputs
@@ -119,7 +123,7 @@ class ResNet(nn.Module):
             valid = strided(valid, stride)
             x = ConvBN(width * self.width // 64, kernel, stride, dtype=self.dtype, name=f"stem{i}")(x, train, valid)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        valid = strided(valid, 2)
+        valid = padding(strided(valid, 2), x)
         if valid is not None:
             x = x * inside(valid, x.shape[1:3]).astype(x.dtype)  # the pool reaches one row beyond
         basic = self.depth < 50
@@ -129,19 +133,24 @@ class ResNet(nn.Module):
             block_class = nn.remat(block_class, static_argnums=(2,))
         outputs = []
         stages = zip(BLOCKS[self.depth], STAGES[self.output_stride], strict=True)
-        previous = 1
+        previous, grid = 1, 1
         for stage, (blocks, (stride, dilation)) in enumerate(stages):
             for i in range(blocks):
                 first = previous if i == 0 and self.first_block_dilation == "contracted" else dilation
-                second = 1 if self.basic_dilation == "first" else dilation
-                x = block_class(
+                second = 1 if self.basic_dilation == "first" and basic else dilation
+                if grid > 1 and not first == second == grid:
+                    x, valid, grid = from_phases(x, grid), None if valid is None else valid * grid, 1
+                if self.phases and grid == 1 and first == second and divides(x, valid, first):
+                    x, valid, grid = to_phases(x, first), strided(valid, first), first
+                block = block_class(
                     self.width * 2**stage,
                     stride if i == 0 else 1,
-                    (first, second),
+                    (first // grid, second // grid),
                     **options,
                     name=f"layer{stage + 1}_block{i}",
-                )(x, train, valid)
+                )
+                x = block(x, train, valid)
                 valid = strided(valid, stride if i == 0 else 1)
             previous = dilation
-            outputs.append(x)
+            outputs.append(from_phases(x, grid))
         return outputs

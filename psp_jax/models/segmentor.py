@@ -10,7 +10,7 @@ from flax import linen as nn
 from psp_jax.models.aspp import ASPPHead, rates_at
 from psp_jax.models.encnet import EncHead
 from psp_jax.models.heads import POOLS, FCNHead, PSPHead
-from psp_jax.models.layers import strided
+from psp_jax.models.layers import Valid, strided
 from psp_jax.models.resnet import (
     BASIC_DILATIONS,
     BLOCKS,
@@ -37,13 +37,14 @@ class Segmentor(nn.Module):
     head: nn.Module
     aux_head: nn.Module | None = None
 
-    def __call__(self, image: Array, train: bool, valid: Array | None = None) -> dict[str, Array]:
+    def __call__(self, image: Array, train: bool, valid: Valid = None) -> dict[str, Array]:
         """Map normalised images f32 [B, H, W, 3] to {"logits": f32 [B, h, w, C]}, h = ceil(H / output stride).
 
         EncNet's head adds "se_logits" f32 [B, C], whether each class is anywhere in the image. When training,
-        "aux_logits" of the auxiliary head on the third stage comes with them. For evaluation `valid`
-        i32 [B, 2] may tell that only the first (height, width) of each image are real and the rest is zero: the first
-        logits then are those of the smaller images, so that one compiled program serves all sizes.
+        "aux_logits" of the auxiliary head on the third stage comes with them. `valid` may tell that only the first
+        (height, width) of each image are real and the rest is zero: the first logits then are those of the smaller
+        images. For evaluation it is i32 [B, 2], so that one compiled program serves all sizes; for training NumPy
+        [1, 2], of rows added so that they divide over devices.
         """
         stages = self.backbone(image, train, valid)
         real = strided(valid, self.backbone.output_stride)
@@ -52,7 +53,7 @@ class Segmentor(nn.Module):
         else:
             outputs = {"logits": self.head(stages[-1], train, real)}
         if self.aux_head is not None and train:
-            outputs["aux_logits"] = self.aux_head(stages[-2], train)
+            outputs["aux_logits"] = self.aux_head(stages[-2], train, real)
         return outputs
 
 
@@ -126,6 +127,7 @@ def build_model(settings: Mapping[str, Any], num_classes: int) -> Segmentor:
             basic_dilation=settings["basic_dilation"],
             stride_in=settings["stride_in"],
             width=settings["width"],
+            phases=settings["phases"],
             remat=settings["remat"],
             dtype=dtype,
         ),
