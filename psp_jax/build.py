@@ -68,6 +68,7 @@ def build_step(
         ignore_label=ignore_label,
         dropout_seed=config.seed,
         bn_groups=checks.bn_groups(config),
+        by_rows=_by_rows(config, mesh),
         split=parallel.split_rows(
             mesh, config.train.batch_size, checks.crop_size(config)[0], config.model.output_stride
         ),
@@ -75,6 +76,14 @@ def build_step(
     )
     shardings = (state_shardings(_state_shape(config, model, optimizer), mesh), parallel.replicated(mesh))
     return jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
+
+
+def _by_rows(config: ConfigDict, mesh: Mesh) -> bool:
+    """Say whether convolutions are lowered by rows, which `auto` does where a TPU chip has at most an image."""
+    if config.model.convolutions == "auto":
+        on_tpu = mesh.devices.flat[0].platform == "tpu"
+        return bool(on_tpu and config.train.batch_size <= mesh.shape["data"])
+    return bool(config.model.convolutions == "rows")
 
 
 def abstract_arguments(

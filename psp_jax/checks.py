@@ -145,7 +145,8 @@ def check_mesh(
     if training and spatial > max(crop[0] // least, 1):
         raise ValueError(
             f"mesh.spatial={spatial} leaves fewer than {LEAST_ROWS} rows of features to a device for crops of "
-            f"{crop[0]} rows at model.output_stride={config.model.output_stride}; choose at most {max(crop[0] // least, 1)}."
+            f"{crop[0]} rows at model.output_stride={config.model.output_stride}; choose at most "
+            f"{max(crop[0] // least, 1)}."
         )
     for field, size in fields.items():
         if size % data:

@@ -73,6 +73,7 @@ def defaults() -> ConfigDict:
             "bn_group_size": 0,  # images whose statistics batch norm takes together; 0 is the whole batch
             "align_corners": True,
             "dtype": "float32",  # of convolutions; statistics, logits and loss are float32 always
+            "convolutions": "auto",  # when training: native, rows (see models/row_convolution.py), or what is faster
             "phases": False,  # dilated blocks as plain ones on the phases of their map: the same function
             "remat": False,
         }

@@ -15,6 +15,7 @@ from flax import linen as nn
 from psp_jax import parallel
 from psp_jax.losses import PLAIN, PixelLoss, segmentation_loss
 from psp_jax.models.layers import BatchNorm, ConvBN
+from psp_jax.models.row_convolution import call_by_rows
 from psp_jax.parallel import RowSplit
 
 Array = jax.Array
@@ -107,16 +108,18 @@ def make_train_step(
     pixel_loss: PixelLoss = PLAIN,
     ema_decay: float = 0.0,
     bn_groups: int = 1,
+    by_rows: bool = False,
     split: RowSplit | None = None,
     spread: Callable[[Any], Any] = lambda tree: tree,
 ) -> StepFunction:
     """Return the pure function (state, batch) -> (state, metrics) of one optimizer step.
 
     The batch is global: {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. Dropout is a function of `dropout_seed` and
-    the step. Batch norm takes its statistics over `bn_groups` equal parts of the batch. With `split` the rows of every
-    image are spread over devices. `spread` places trees of parameters for the update, of which each device does a
-    share. Metrics are scalars: loss and the parts that `segmentation_loss` names, grad_norm, and state_norm of the new
-    parameters, statistics and running mean, whose decay is `ema_decay`.
+    the step. Batch norm takes its statistics over `bn_groups` equal parts of the batch. `by_rows` lowers convolutions
+    as `psp_jax.models.row_convolution` does. With `split` the rows of every image are spread over devices. `spread`
+    places trees of parameters for the update, of which each device does a share. Metrics are scalars: loss and the
+    parts that `segmentation_loss` names, grad_norm, and state_norm of the new parameters, statistics and running mean,
+    whose decay is `ema_decay`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -131,7 +134,7 @@ def make_train_step(
         def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             options: dict[str, Any] = {"mutable": ["batch_stats"], "rngs": {"dropout": dropout_key}}
-            with nn.intercept_methods(functools.partial(_as_trained, bn_groups, split)):
+            with nn.intercept_methods(functools.partial(_as_trained, bn_groups, by_rows, split)):
                 outputs, updates = model.apply(variables, image, train=True, valid=valid, **options)
             loss, parts = segmentation_loss(
                 outputs,
@@ -168,15 +171,22 @@ def _updated(
 
 
 def _as_trained(
-    bn_groups: int, split: RowSplit | None, call: Callable[..., Any], args: Any, kwargs: Any, context: Any
+    bn_groups: int,
+    by_rows: bool,
+    split: RowSplit | None,
+    call: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    context: nn.module.InterceptorContext,
 ) -> Any:
-    """Call a method of the network in its place in training: statistics by groups, maps in their places."""
-    if context.method_name != "__call__" or not isinstance(context.module, BatchNorm | ConvBN):
-        return call(*args, **kwargs)
-    if isinstance(context.module, BatchNorm):
+    """Call a layer of the network as training does: statistics by groups, chosen convolutions, maps in their places."""
+    layer = context.module
+    if isinstance(layer, BatchNorm):
         return call(*args, **kwargs, groups=bn_groups)
+    if by_rows and isinstance(layer, nn.Conv) and not layer.use_bias:
+        return call_by_rows(layer, *args)
     x = call(*args, **kwargs)
-    return x if split is None else split.constrain(x)
+    return split.constrain(x) if split is not None and isinstance(layer, ConvBN) else x
 
 
 def _average(state: TrainState, params: Any, ema_decay: float) -> Any:

@@ -25,6 +25,7 @@ LATER_FIELDS = {
     "fcn_concat": False,
     "bn_group_size": 0,
     "phases": False,
+    "convolutions": "auto",
 }
 # What may change when a run goes on: nothing here changes what is learned.
 _FREE_ON_RESUME = (
@@ -37,6 +38,7 @@ _FREE_ON_RESUME = (
     "init.path",
     "init.sha256",
     "model.phases",
+    "model.convolutions",
     "model.remat",
     "train.log_every_steps",
     "eval.",

@@ -24,6 +24,7 @@ from psp_jax.models.resnet import (
 Array = jax.Array
 
 HEADS = {"psp": PSPHead, "fcn": FCNHead, "aspp": ASPPHead, "enc": EncHead}
+CONVOLUTIONS = ("auto", "native", "rows")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -69,6 +70,7 @@ def check_model(settings: Mapping[str, Any]) -> None:
         "head": HEADS,
         "pool": POOLS,
         "dtype": DTYPES,
+        "convolutions": CONVOLUTIONS,
     }
     for field, known in choices.items():
         if settings[field] not in known:
