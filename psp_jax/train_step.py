@@ -48,10 +48,6 @@ class TrainState:
         params = self.params if self.averaged is None else self.averaged
         return {"params": params, "batch_stats": self.batch_stats}
 
-    def norm(self) -> Array:
-        """Return the norm of parameters, statistics and running mean: what goes wrong in an update shows in it."""
-        return optax.tree.norm((self.params, self.batch_stats, self.averaged))
-
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
@@ -150,24 +146,27 @@ def make_train_step(
             return loss, (parts, updates["batch_stats"])
 
         (loss, (parts, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        gradients, former = spread(gradients), spread(state.params)
-        new = _updated(state, former, gradients, batch_stats, optimizer, ema_decay)
-        return new, {"loss": loss, **parts, "grad_norm": optax.tree.norm(gradients), "state_norm": new.norm()}
+        new, norms = _updated(state, gradients, batch_stats, optimizer, ema_decay, spread)
+        return new, {"loss": loss, **parts, **norms}
 
     return train_step
 
 
 def _updated(
     state: TrainState,
-    params: Any,
     gradients: Any,
     batch_stats: Any,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
-) -> TrainState:
+    spread: Callable[[Any], Any],
+) -> tuple[TrainState, dict[str, Array]]:
+    """Return the next state, and the norms of the gradient and of what of the state a checkpoint would hold."""
+    gradients, params = spread(gradients), spread(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, params)
     params = optax.apply_updates(params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state, _average(state, params, ema_decay))
+    new = TrainState(state.step + 1, params, batch_stats, opt_state, _average(state, params, ema_decay))
+    kept = (new.params, new.batch_stats, new.averaged)  # whatever goes wrong in an update shows in their norm
+    return new, {"grad_norm": optax.tree.norm(gradients), "state_norm": optax.tree.norm(kept)}
 
 
 def _as_trained(
