@@ -1,5 +1,6 @@
 """The compiled training step that a configuration describes: one definition for training, planning and benchmarks."""
 
+import functools
 from typing import Any
 
 import jax
@@ -72,7 +73,7 @@ def build_step(
         split=parallel.split_rows(
             mesh, config.train.batch_size, checks.crop_size(config)[0], config.model.output_stride
         ),
-        spread=lambda tree: jax.lax.with_sharding_constraint(tree, parallel.spread_shardings(tree, mesh)),
+        spread=functools.partial(parallel.spread, mesh=mesh),
     )
     shardings = (state_shardings(_state_shape(config, model, optimizer), mesh), parallel.replicated(mesh))
     return jax.jit(train_step, donate_argnums=0, out_shardings=shardings)

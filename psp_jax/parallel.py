@@ -55,18 +55,25 @@ def batch_axis_sharding(mesh: Mesh) -> NamedSharding:
 def spread_shardings(tree: Any, mesh: Mesh) -> Any:
     """Return the shardings of a tree of parameters or their momentum of which each device holds a share.
 
-    An axis that divides is cut, the longest, or the last but one where several are: the last lies along the lanes of a
-    TPU. Arrays without such an axis, which are small, stay whole on every device.
+    Of kernels an axis that divides is cut, the longest, or the last but one where several are: the last lies along the
+    lanes of a TPU. Vectors, and kernels without such an axis, are small and stay whole on every device.
     """
 
     def sharding(x: Any) -> NamedSharding:
-        axes = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]
+        axes = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0] if x.ndim > 1 else []
         if not axes:
             return replicated(mesh)
         cut = max(axes, key=lambda axis: (x.shape[axis], axis != x.ndim - 1))
         return NamedSharding(mesh, PartitionSpec(*(mesh.axis_names if axis == cut else None for axis in range(x.ndim))))
 
     return jax.tree.map(sharding, tree)
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Place a tree of parameters or gradients, inside a jitted function, by `spread_shardings`."""
+    # First whole: the gradient's own products shall not be cut along its channels.
+    whole = jax.lax.with_sharding_constraint(tree, replicated(mesh))
+    return jax.lax.with_sharding_constraint(whole, spread_shardings(tree, mesh))
 
 
 def all_devices_sharding(mesh: Mesh) -> NamedSharding:

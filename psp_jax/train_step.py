@@ -130,7 +130,7 @@ def make_train_step(
         def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             options: dict[str, Any] = {"mutable": ["batch_stats"], "rngs": {"dropout": dropout_key}}
-            with nn.intercept_methods(functools.partial(_as_trained, bn_groups, by_rows, split)):
+            with nn.intercept_methods(functools.partial(_as_trained, bn_groups, by_rows and len(image), split)):
                 outputs, updates = model.apply(variables, image, train=True, valid=valid, **options)
             loss, parts = segmentation_loss(
                 outputs,
@@ -171,7 +171,7 @@ def _updated(
 
 def _as_trained(
     bn_groups: int,
-    by_rows: bool,
+    images_by_rows: int,
     split: RowSplit | None,
     call: Callable[..., Any],
     args: Any,
@@ -182,7 +182,8 @@ def _as_trained(
     layer = context.module
     if isinstance(layer, BatchNorm):
         return call(*args, **kwargs, groups=bn_groups)
-    if by_rows and isinstance(layer, nn.Conv) and not layer.use_bias:
+    # Maps in phases are a larger batch already; a classifier has a bias.
+    if isinstance(layer, nn.Conv) and len(args[0]) == images_by_rows and not layer.use_bias:
         return call_by_rows(layer, *args)
     x = call(*args, **kwargs)
     return split.constrain(x) if split is not None and isinstance(layer, ConvBN) else x

@@ -92,9 +92,11 @@ class ConvBN(nn.Module):
     def __call__(self, x: Array, train: bool, valid: Valid = None) -> Array:
         """Map [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
 
-        Where `valid` says which (height, width) of each image's output is real, what is beyond becomes zero,
-        as the padding of a convolution that follows is.
+        Where `valid` says which (height, width) of each image is real, the output is that of the smaller image, with
+        numbers beyond that mean nothing.
         """
+        if self.kernel > 1:
+            x = zero_beyond(x, valid)
         pad = self.dilation * (self.kernel - 1) // 2
         x = nn.Conv(
             self.features,
@@ -107,10 +109,26 @@ class ConvBN(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        valid = padding(valid, x)
-        x = BatchNorm(dtype=self.dtype, name="bn")(x, train, valid)
-        x = nn.relu(x) if self.relu else x
-        return x if valid is None else x * inside(valid, x.shape[1:3]).astype(x.dtype)
+        x = BatchNorm(dtype=self.dtype, name="bn")(x, train, unless_whole(strided(valid, self.stride), x))
+        return nn.relu(x) if self.relu else x
+
+
+def max_pool(x: Array) -> Array:
+    """Take the maximum of [B, H, W, C] over 3x3 windows with stride 2, as torch's `MaxPool2d(3, 2, 1)` does.
+
+    Slices are compared one after another, so that the gradient, which goes to the first of equal values in a window, is
+    made of selections: XLA's own would scatter, which splits badly over rows and is not deterministic on GPUs.
+    """
+    for axis in (2, 1):
+        size = x.shape[axis]
+        pads = [(1, 1) if i == axis else (0, 0) for i in range(4)]
+        padded = jnp.pad(x, pads, constant_values=-jnp.inf)
+        first, second, third = (
+            lax.slice_in_dim(padded, start, start + 2 * ((size - 1) // 2) + 1, 2, axis) for start in range(3)
+        )
+        x = jnp.where(second > first, second, first)
+        x = jnp.where(third > x, third, x)
+    return x
 
 
 def strided(valid: Valid, stride: int) -> Valid:
@@ -118,10 +136,16 @@ def strided(valid: Valid, stride: int) -> Valid:
     return None if valid is None else (valid + stride - 1) // stride
 
 
-def padding(valid: Valid, x: Array) -> Valid:
+def unless_whole(valid: Valid, x: Array) -> Valid:
     """Return `valid`, or None where it is known to be all of the maps x [B, H, W, C]."""
     whole = isinstance(valid, np.ndarray) and tuple(valid[0]) == x.shape[1:3]
     return None if whole else valid
+
+
+def zero_beyond(x: Array, valid: Valid) -> Array:
+    """Return [B, H, W, C] with zeros beyond what is real, as the padding of a convolution is."""
+    valid = unless_whole(valid, x)
+    return x if valid is None else x * inside(valid, x.shape[1:3]).astype(x.dtype)
 
 
 def inside(valid: Array | np.ndarray, size: tuple[int, ...]) -> Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.models.layers import ConvBN, Valid, inside, padding, strided
+from psp_jax.models.layers import ConvBN, Valid, max_pool, strided, zero_beyond
 from psp_jax.models.phases import divides, from_phases, to_phases
 
 Array = jax.Array
@@ -51,11 +51,11 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Array, train: bool, valid: Valid = None) -> Array:
         """Map [B, H, W, C], real in its first `valid` rows and columns, to [B, H / stride, W / stride, width]."""
         first, second = self.dilations
+        y = ConvBN(self.width, 3, self.stride, first, dtype=self.dtype, name="conv1")(x, train, valid)
         after = strided(valid, self.stride)
-        y = ConvBN(self.width, 3, self.stride, first, dtype=self.dtype, name="conv1")(x, train, after)
         y = ConvBN(self.width, 3, 1, second, relu=False, dtype=self.dtype, name="conv2")(y, train, after)
         if x.shape != y.shape:
-            x = ConvBN(self.width, 1, self.stride, relu=False, dtype=self.dtype, name="downsample")(x, train, after)
+            x = ConvBN(self.width, 1, self.stride, relu=False, dtype=self.dtype, name="downsample")(x, train, valid)
         return nn.relu(x + y)
 
 
@@ -73,13 +73,13 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Array, train: bool, valid: Valid = None) -> Array:
         """Map [B, H, W, C], real in its first `valid` rows and columns, to [B, H / stride, W / stride, 4 width]."""
         features = self.expansion * self.width
-        after = strided(valid, self.stride)
         reduce, spatial = (self.stride, 1) if self.stride_in == "1x1" else (1, self.stride)
-        y = ConvBN(self.width, 1, reduce, dtype=self.dtype, name="conv1")(x, train, strided(valid, reduce))
-        y = ConvBN(self.width, 3, spatial, self.dilations[0], dtype=self.dtype, name="conv2")(y, train, after)
-        y = ConvBN(features, 1, relu=False, dtype=self.dtype, name="conv3")(y, train, after)
+        y = ConvBN(self.width, 1, reduce, dtype=self.dtype, name="conv1")(x, train, valid)
+        valid_y = strided(valid, reduce)
+        y = ConvBN(self.width, 3, spatial, self.dilations[0], dtype=self.dtype, name="conv2")(y, train, valid_y)
+        y = ConvBN(features, 1, relu=False, dtype=self.dtype, name="conv3")(y, train, strided(valid_y, spatial))
         if x.shape != y.shape:
-            x = ConvBN(features, 1, self.stride, relu=False, dtype=self.dtype, name="downsample")(x, train, after)
+            x = ConvBN(features, 1, self.stride, relu=False, dtype=self.dtype, name="downsample")(x, train, valid)
         return nn.relu(x + y)
 
 
@@ -117,15 +117,12 @@ class ResNet(nn.Module):
         """Map images [B, H, W, 3] to the outputs of the four stages, the last [B, h, w, 8 or 32 width].
 
         Where only the first `valid` i32 [B, 2] rows and columns of each image are real and the rest zero, the outputs
-        are those of the smaller images, with zeros around.
+        are those of the smaller images, with numbers around that mean nothing.
         """
         for i, (kernel, width, stride) in enumerate(STEMS[self.stem], start=1):
-            valid = strided(valid, stride)
             x = ConvBN(width * self.width // 64, kernel, stride, dtype=self.dtype, name=f"stem{i}")(x, train, valid)
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        valid = padding(strided(valid, 2), x)
-        if valid is not None:
-            x = x * inside(valid, x.shape[1:3]).astype(x.dtype)  # the pool reaches one row beyond
+            valid = strided(valid, stride)
+        x, valid = max_pool(zero_beyond(x, valid)), strided(valid, 2)
         basic = self.depth < 50
         block_class: Any = BasicBlock if basic else Bottleneck
         options: dict[str, Any] = {"dtype": self.dtype} | ({} if basic else {"stride_in": self.stride_in})

@@ -1,0 +1,69 @@
+"""What the compiled training step exchanges between devices, where they share the rows of an image."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from train_steps import CLASSES, configuration
+
+from psp_jax import build, parallel
+from psp_jax.losses import PixelLoss
+from psp_jax.models import build_model
+
+
+def compiled_text(**fields: object) -> str:
+    """The step for two images of 113 rows, four devices to each: every one has 32 rows, 4 of features."""
+    config = configuration({"model.align_corners": True, "train.crop_size": [113], "train.batch_size": 2, **fields})
+    mesh = parallel.make_mesh(2, 4)
+    model = build_model(config.model, CLASSES)
+    _, optimizer = build.build_optimizer(config, 10)
+    step = build.build_step(config, 255, model, optimizer, mesh, PixelLoss())
+    return step.lower(*build.abstract_arguments(config, model, optimizer, mesh)).compile().as_text()
+
+
+@pytest.mark.parametrize("convolutions", ["native", "rows"])
+def test_no_map_is_gathered(convolutions: str) -> None:
+    """Halo rows move, parameters are gathered, and of the maps only the class scores at feature resolution."""
+    text = compiled_text(**{"model.convolutions": convolutions})
+    assert "collective-permute" in text
+    assert not re.search(r" all-to-all(-start)?\(", text)
+    gathered = re.findall(r"(?:f32|bf16|u8|s32)\[([\d,]+)\]\S* all-gather\(.*dimensions=\{(\d)\}", text)
+    assert gathered
+    # Along the batch or the rows; kernels [k, k, C, D] are cut along their channels.
+    maps = [shape for shape, axis in gathered if shape.count(",") == 3 and axis in "01"]
+    assert set(maps) == {f"1,16,15,{CLASSES}"}
+
+
+def test_the_optimizer_is_shared_out() -> None:
+    """Each device holds an eighth of the momentum of every kernel that divides."""
+    config = configuration({})
+    mesh = parallel.make_mesh()
+    model = build_model(config.model, CLASSES)
+    _, optimizer = build.build_optimizer(config, 10)
+    state, _ = build.abstract_arguments(config, model, optimizer, mesh)
+
+    def elements(tree: object, whole: bool) -> int:
+        shapes = [x.shape if whole else x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(tree) if x.ndim == 4]
+        return sum(map(math.prod, shapes))
+
+    shares = elements(state.opt_state, False) / elements(state.opt_state, True)
+    assert 1 / 8 <= shares < 1 / 8 + 0.02
+    assert elements(state.params, False) == elements(state.params, True)
+
+
+def test_shares_of_the_batch() -> None:
+    """One process feeds all of it, however its devices are arranged; rows of devices stay neighbours."""
+    mesh = parallel.make_mesh(2, 4)
+    assert [[device.id for device in row] for row in mesh.devices] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert parallel.share(parallel.batch_axis_sharding(mesh)) == (0, 1)
+    assert parallel.share(parallel.all_devices_sharding(mesh)) == (0, 1)
+    rows = np.arange(6).reshape(2, 3)
+    np.testing.assert_array_equal(parallel.to_global({"x": rows}, parallel.batch_axis_sharding(mesh))["x"], rows)
+
+
+@pytest.mark.parametrize(("rows", "spatial", "expected"), [(473, 1, None), (473, 4, 480), (473, 8, 512), (64, 2, 64)])
+def test_rows_are_added_until_every_map_divides(rows: int, spatial: int, expected: int | None) -> None:
+    split = parallel.split_rows(parallel.make_mesh(-1, spatial), 16, rows, 8)
+    assert (split and split.rows) == expected

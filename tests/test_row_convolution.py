@@ -1,0 +1,75 @@
+"""Convolutions by rows are the convolutions, and the network made of them is the network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from psp_jax.config import defaults
+from psp_jax.models import build_model
+from psp_jax.models.phases import divides, from_phases, to_phases
+from psp_jax.models.row_convolution import call_by_rows, convolve_rows
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "stride", "dilation"),
+    [(13, 9, 3, 1, 1), (13, 10, 3, 2, 1), (12, 9, 3, 1, 2), (15, 15, 3, 1, 4), (8, 7, 1, 2, 1), (21, 22, 7, 2, 1)],
+)
+def test_values_and_gradients(height: int, width: int, size: int, stride: int, dilation: int) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, height, width, 5)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, 5, 6)), jnp.float32)
+    padding = dilation * (size - 1) // 2
+    dims = ("NHWC", "HWIO", "NHWC")
+
+    def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        pads, dilations = [(padding, padding)] * 2, (dilation, dilation)
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), pads, rhs_dilation=dilations, dimension_numbers=dims
+        )
+
+    expected, pull = jax.vjp(native, x, kernel)
+    ours, our_pull = jax.vjp(lambda x, kernel: convolve_rows(x, kernel, stride, dilation, padding), x, kernel)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+    weights = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    for mine, theirs in zip(our_pull(weights), pull(weights), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_phases_of_a_map() -> None:
+    x = jnp.arange(2 * 6 * 4 * 3).reshape(2, 6, 4, 3)
+    phases = to_phases(x, 2)
+    assert phases.shape == (8, 3, 2, 3)
+    np.testing.assert_array_equal(phases[4 + 2 * 1 + 0], x[1, 1::2, 0::2])  # the second image's phase (1, 0)
+    np.testing.assert_array_equal(from_phases(phases, 2), x)
+    assert divides(x, None, 2)
+    assert not divides(x, None, 4)
+    assert not divides(x, np.array([[5, 4]]), 2)
+    assert not divides(x, jnp.array([[4, 4], [6, 4]]), 2)
+
+
+@pytest.mark.parametrize(
+    ("depth", "first_block", "side"), [(10, "full", 57), (10, "contracted", 57), (10, "full", 41), (50, "full", 57)]
+)
+def test_the_same_network(depth: int, first_block: str, side: int) -> None:
+    """In phases, by rows and natively, for maps of 8 x 8, which divide by 2 and 4, and of 6 x 6, by 2 alone."""
+    settings = defaults().model
+    settings.update(depth=depth, width=8, head_channels=8, aux_channels=8, first_block_dilation=first_block)
+    plain = build_model(settings, 4)
+    phased = build_model(settings.to_dict() | {"phases": True}, 4)
+    variables = jax.jit(lambda: plain.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=True))()
+    image = jax.random.normal(jax.random.key(side), (1, side, side, 3))
+
+    def by_rows(call, args, kwargs, context):  # type: ignore[no-untyped-def]
+        if isinstance(context.module, nn.Conv) and not context.module.use_bias:
+            return call_by_rows(context.module, *args)
+        return call(*args, **kwargs)
+
+    expected = jax.jit(lambda x: plain.apply(variables, x, train=False)["logits"])(image)
+    ours = jax.jit(lambda x: phased.apply(variables, x, train=False)["logits"])(image)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    with nn.intercept_methods(by_rows):
+        ours = jax.jit(lambda x: plain.apply(variables, x, train=False)["logits"])(image)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
