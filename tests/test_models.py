@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from psp_jax.config import defaults
 from psp_jax.interpolation import adaptive_average_pool, adaptive_max_pool, bin_edges, resize, resize_weights
 from psp_jax.models import build_model
-from psp_jax.models.layers import BatchNorm
+from psp_jax.models.layers import BatchNorm, max_pool
 
 
 def abstract(size: tuple[int, int] = (64, 64), classes: int = 150, train: bool = True, **options: object) -> tuple:
@@ -220,3 +221,15 @@ def test_batch_norm_of_a_constant_large_input_is_finite() -> None:
     y, updates = bn.apply(bn.init(jax.random.key(0), x, train=True), x, train=True, mutable=["batch_stats"])
     assert np.isfinite(y).all()
     assert float(updates["batch_stats"]["var"][0]) >= 0.9
+
+
+@pytest.mark.parametrize("size", [(9, 10), (10, 9), (1, 5)])
+def test_max_pool_is_the_usual_one(size: tuple[int, int]) -> None:
+    """Values and gradients, with many equal values in a window, of which the first takes the gradient."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(0, 4, (2, *size, 3)), jnp.float32)
+    expected, pull = jax.vjp(lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))), x)
+    ours, our_pull = jax.vjp(lambda x: max_pool(x, train=True), x)
+    np.testing.assert_array_equal(ours, expected)
+    weights = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    np.testing.assert_allclose(our_pull(weights)[0], pull(weights)[0], rtol=1e-6, atol=1e-6)

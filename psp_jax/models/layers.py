@@ -113,12 +113,15 @@ class ConvBN(nn.Module):
         return nn.relu(x) if self.relu else x
 
 
-def max_pool(x: Array) -> Array:
+def max_pool(x: Array, train: bool) -> Array:
     """Take the maximum of [B, H, W, C] over 3x3 windows with stride 2, as torch's `MaxPool2d(3, 2, 1)` does.
 
-    Slices are compared one after another, so that the gradient, which goes to the first of equal values in a window, is
-    made of selections: XLA's own would scatter, which splits badly over rows and is not deterministic on GPUs.
+    When training, slices are compared one after another, so that the gradient, which goes to the first of equal values
+    in a window, is made of selections: XLA's own scatters, which splits badly over rows and fails to compile on GPUs
+    where only deterministic operations are allowed.
     """
+    if not train:
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     for axis in (2, 1):
         size = x.shape[axis]
         pads = [(1, 1) if i == axis else (0, 0) for i in range(4)]

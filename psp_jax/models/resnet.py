@@ -122,7 +122,7 @@ class ResNet(nn.Module):
         for i, (kernel, width, stride) in enumerate(STEMS[self.stem], start=1):
             x = ConvBN(width * self.width // 64, kernel, stride, dtype=self.dtype, name=f"stem{i}")(x, train, valid)
             valid = strided(valid, stride)
-        x, valid = max_pool(zero_beyond(x, valid)), strided(valid, 2)
+        x, valid = max_pool(zero_beyond(x, valid), train), strided(valid, 2)
         basic = self.depth < 50
         block_class: Any = BasicBlock if basic else Bottleneck
         options: dict[str, Any] = {"dtype": self.dtype} | ({} if basic else {"stride_in": self.stride_in})
