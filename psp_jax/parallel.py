@@ -4,7 +4,7 @@ Data parallelism is the partitioner's work: arrays are global, the batch axis is
 `spatial`, and every mean in the step, batch norm's included, is a mean over all devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,21 +14,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 Array = jax.Array
 
 
-def make_mesh(data: int = -1, spatial: int = 1) -> Mesh:
-    """Arrange all devices as (data, spatial); `data` = -1 takes what `spatial` leaves.
+def make_mesh(data: int = -1, spatial: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange `devices`, by default all, as (data, spatial); `data` = -1 takes what `spatial` leaves.
 
     Raises:
       ValueError: the two do not multiply to the number of devices.
     """
-    devices = jax.device_count()
-    if data == -1 and spatial >= 1 and devices % spatial == 0:
-        data = devices // spatial
-    if data * spatial != devices:
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if data == -1 and spatial >= 1 and count % spatial == 0:
+        data = count // spatial
+    if data * spatial != count:
         raise ValueError(
-            f"mesh.data={data} x mesh.spatial={spatial} does not use the {devices} devices of this run exactly; "
-            f"choose factors of {devices}, or mesh.data=-1."
+            f"mesh.data={data} x mesh.spatial={spatial} does not use the {count} devices of this run exactly; "
+            f"choose factors of {count}, or mesh.data=-1."
         )
-    return jax.make_mesh((data, spatial), ("data", "spatial"), axis_types=(AxisType.Auto, AxisType.Auto))
+    both = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data, spatial), ("data", "spatial"), axis_types=both, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
