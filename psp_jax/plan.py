@@ -1,13 +1,14 @@
 """Tell what a run will need on TPU chips before there is one: memory, time, chip-hours, traffic between chips.
 
     python -m psp_jax.plan --config configs/ade20k.py --topology v5e:4x4 --price 1.20
-    python -m psp_jax.plan --config configs/ade20k.py --topology v5e:2x2 v5e:8x8@batch=64 v6e:2x2@spatial=2 --output p
+    python -m psp_jax.plan --config configs/ade20k.py --topology v5e:2x2 v5e:4x4 v5e:8x8@batch=64 --output plans
 
 Compiles the very training step and evaluation of the configuration, with libtpu, for chips that are not there; or, with
 --topology local, for the devices of this machine.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,18 +168,20 @@ def price_of(prices: Sequence[str], target: str) -> float | None:
             value = float(number)
         except ValueError:
             raise ValueError(f"--price={price} is no price; write USD a chip-hour as 1.20, or v5e=1.20.") from None
+        if not 0 <= value < math.inf:
+            raise ValueError(f"--price={price} must be at least 0, and finite.")
         if chip in ("", target.partition(":")[0]):
             found = value
     return found
 
 
 def write_rows(output: Path, rows: list[dict[str, Any]], title: str) -> None:
-    """Write plan.json, plan.md, plan.csv and, where there are several rows, plan.png."""
+    """Write plan.json, plan.md, plan.csv and, of several rows with estimates, plan.png."""
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "plan.json", {"title": title, "rows": rows, "versions": versions()})
     write_text(output / "plan.md", f"# {title}\n\n{summary.as_markdown(summary.table(rows))}")
     write_text(output / "plan.csv", summary.as_csv(rows))
-    if len(rows) > 1:
+    if len(rows) > 1 and any(row["cycles"] for row in rows):
         write_png(output / "plan.png", Image.fromarray(bar_plot(title, rows)))
 
 
@@ -205,6 +208,9 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     if args.hlo and len(args.topology) > 1:
         raise ValueError(f"--hlo writes one program; give one --topology, not {len(args.topology)}.")
+    for flag, numbers in (("images", [1 if args.images is None else args.images]), ("eval_image", args.eval_image)):
+        if min(numbers) < 1:
+            raise ValueError(f"--{flag}={getattr(args, flag)} must be at least 1.")
     if args.evaluate is None:
         args.evaluate = len(args.topology) == 1
     if not any(name.partition("@")[0] == LOCAL for name in args.topology):

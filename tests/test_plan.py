@@ -176,6 +176,8 @@ def test_price_of(prices: list[str], target: str, expected: float | None) -> Non
 
 
 def test_price_that_is_none() -> None:
+    with pytest.raises(ValueError, match="--price=nan must be at least 0, and finite"):
+        plan.price_of(["nan"], "v5e:4x4")
     with pytest.raises(ValueError, match=r"--price=v5e=cheap is no price; write USD a chip-hour as 1\.20"):
         plan.price_of(["v5e=cheap"], "v5e:4x4")
 
@@ -217,19 +219,20 @@ def test_images_of_data_sets_that_are_not_here(tmp_path: Path) -> None:
 
 
 def test_this_machine_as_a_user_plans_for_it(tmp_path: Path) -> None:
-    flags = ("--config", ADE20K, *NETWORK, "--images", 400, "--output", tmp_path / "out")
-    done = run_module("psp_jax.plan", "--topology", "local@batch=4", "local@batch=8,spatial=1", *flags, devices=4)
+    small = ("--config.model.head=fcn", "--config.model.aux_head=False")  # compiles in half the time
+    flags = ("--config", ADE20K, *NETWORK, *small, "--images", 400, "--output", tmp_path / "out")
+    done = run_module("psp_jax.plan", "--topology", "local@batch=4", "local@batch=8,spatial=1", *flags, devices=2)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out" / "plan.json").read_text())["rows"]
     assert [found["steps"] for found in rows] == [10_000, 5_000]  # 100 epochs of 400 images
-    assert [found["chips"] for found in rows] == [4, 4]
-    for found, images in zip(rows, (1, 2), strict=True):
+    assert [found["chips"] for found in rows] == [2, 2]
+    for found, images in zip(rows, (2, 4), strict=True):
         assert found["memory"]["batch"] == images * 41 * 41 * 4
-        assert found["collectives"]["all-reduce"]["chips"] == [4]
+        assert found["collectives"]["all-reduce"]["chips"] == [2]
         assert found["images_per_second"] is None
     assert rows[1]["flops"] == pytest.approx(2 * rows[0]["flops"], rel=0.05)
     assert "cycles" not in done.stdout
-    assert (tmp_path / "out" / "plan.png").is_file()
+    assert not (tmp_path / "out" / "plan.png").exists()  # of nothing
 
 
 @pytest.mark.parametrize(

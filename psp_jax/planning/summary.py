@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psp_jax.planning.chips import Chip
-from psp_jax.planning.program_text import Cost
 from psp_jax.planning.programs import Evaluation, Program
 
 GIB = 2**30
@@ -52,7 +51,7 @@ def training_summary(
         "step_seconds": seconds,
         "images_per_second": batch_size / seconds if seconds else None,
         "mfu": flops / (chips * chip.peak * seconds) if chip and seconds else None,
-        **_links(program.cost, chip),
+        **_links(program, chip),
         "hours": hours,
         "chip_hours": chip_hours,
         "price": chip_hours * price if chip_hours and price is not None else None,
@@ -86,7 +85,7 @@ def _memory(program: Program, chip: Chip | None) -> dict[str, Any]:
     }
 
 
-def _links(cost: Cost, chip: Chip | None) -> dict[str, Any]:
+def _links(program: Program, chip: Chip | None) -> dict[str, Any]:
     collectives: dict[str, dict[str, Any]] = {
         kind: {
             "count": found.count,
@@ -94,11 +93,14 @@ def _links(cost: Cost, chip: Chip | None) -> dict[str, Any]:
             "least_link_bytes": found.least,
             "chips": sorted(found.groups),
         }
-        for kind, found in sorted(cost.traffic.items())
+        for kind, found in sorted(program.cost.traffic.items())
         if found.groups != {1}
     }
     least = sum(entry["least_link_bytes"] for entry in collectives.values())
-    return {"collectives": collectives, "least_link_seconds": least / chip.links if chip else None}
+    return {
+        "collectives": collectives,
+        "least_link_seconds": least / chip.links if chip and not program.refusal else None,
+    }
 
 
 def as_text(row: Mapping[str, Any]) -> str:
@@ -168,7 +170,7 @@ _COLUMNS: dict[str, tuple[str, float, str]] = {  # field: (title, unit, format)
     "chips": ("chips", 1, ",d"),
     "batch_size": ("batch", 1, ",d"),
     "memory_total": ("GiB a chip", GIB, ",.2f"),
-    "memory_limit": ("of", GIB, ",.2f"),
+    "memory_limit": ("of GiB", GIB, ",.2f"),
     "step_seconds": ("ms a step", 1e-3, ",.2f"),
     "images_per_second": ("images/s", 1, ",.0f"),
     "mfu": ("MFU %", 1e-2, ".1f"),
