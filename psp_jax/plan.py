@@ -32,7 +32,6 @@ from psp_jax.planning.plot import bar_plot
 from psp_jax.train import check_run
 from psp_jax.workdir import versions, write_json, write_png, write_text
 
-LOCAL = "local"
 # Images of the splits that the data sets' own pages tell, for a plan before anything is downloaded.
 PUBLISHED = {
     "ade20k": ade20k.FULL_COUNTS,
@@ -46,19 +45,33 @@ OPTIONS = {"spatial": ("mesh.spatial",), "batch": ("train.batch_size", "eval.bat
 
 @dataclass(frozen=True)
 class Target:
-    """Devices to plan for: what was asked for, its configuration, its devices, and their chip (None for local)."""
+    """A run to plan.
+
+    Attributes:
+      name: as it was asked for.
+      config: checked and complete.
+      steps: of the run.
+      mesh: of its devices.
+      chip: None for those of this machine, of which nothing is known.
+    """
 
     name: str
     config: ConfigDict
-    devices: list[Any]
+    steps: int
+    mesh: Mesh
     chip: Chip | None
 
 
-def read_target(name: str, config: ConfigDict) -> Target:
-    """Return the target TOPOLOGY or TOPOLOGY@FIELD=N,FIELD=N, with fields of `OPTIONS`.
+def is_local(name: str) -> bool:
+    """Say whether a target is of the devices of this machine."""
+    return name.partition("@")[0] == "local"
+
+
+def read_target(name: str, config: ConfigDict, images: int) -> Target:
+    """Return the run on TOPOLOGY or TOPOLOGY@FIELD=N,FIELD=N, with fields of `OPTIONS`; `images` are to train on.
 
     Raises:
-      ValueError: an unknown topology or field, a number that is none, or no libtpu.
+      ValueError: an unknown topology or field, a number that is none, no libtpu, or what training refuses.
     """
     topology, _, options = name.partition("@")
     config = config.copy_and_resolve_references()
@@ -67,8 +80,12 @@ def read_target(name: str, config: ConfigDict) -> Target:
         if field not in OPTIONS or not number.isdigit() or not int(number):
             raise ValueError(f"{name}: {option} is no option; write {' or '.join(f'{known}=N' for known in OPTIONS)}.")
         config.update_from_flattened_dict(dict.fromkeys(OPTIONS[field], int(number)))
-    chip = None if topology == LOCAL else chip_of(topology)
-    return Target(name, config, jax.devices() if chip is None else topology_devices(topology), chip)
+    chip = None if is_local(name) else chip_of(topology)
+    check_run(config)
+    devices = jax.devices() if chip is None else topology_devices(topology)
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial, devices)
+    checks.check_mesh(config, checks.crop_size(config), True, mesh.shape["data"], mesh.shape["spatial"], 1)
+    return Target(name, config, checks.total_steps(config, images), mesh, chip)
 
 
 def data_set(config: ConfigDict, images: int | None) -> tuple[ClassTable, int]:
@@ -78,7 +95,7 @@ def data_set(config: ConfigDict, images: int | None) -> tuple[ClassTable, int]:
       FileNotFoundError, ValueError: neither is there; see also `builders.locate`.
     """
     data = config.data
-    if data.name == "image_folder" and data.classes and images and not Path(data.dir).exists():
+    if data.name == "image_folder" and data.classes and images:
         return class_tables.get(data.classes), images
     where: dict[str, Any] = {"prepared_dir": data.prepared_dir, "classes": data.classes or None}
     if locate(data.name, data.dir, **where).exists():
@@ -95,38 +112,29 @@ def data_set(config: ConfigDict, images: int | None) -> tuple[ClassTable, int]:
     return class_tables.get(data.name), images or sum(known[split] for split in splits)
 
 
-def plan_target(target: Target, args: argparse.Namespace) -> dict[str, Any]:
+def plan_target(target: Target, classes: ClassTable, args: argparse.Namespace) -> dict[str, Any]:
     """Compile for one target and return what was found; `args` are the flags of the command."""
-    config, chips = target.config, len(target.devices)
-    check_run(config)
-    mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial, target.devices)
-    data, spatial = mesh.shape["data"], mesh.shape["spatial"]
-    crop = checks.crop_size(config)
-    checks.check_mesh(config, crop, True, data, spatial, 1)
-    classes, images = data_set(config, args.images)
-    steps = checks.total_steps(config, images)
-    _say(f"{target.name}: compiling the training step for {chips} chips, which takes minutes for a full network")
+    config, steps, mesh = target.config, target.steps, target.mesh
+    _say(f"{target.name}: compiling the training step for {mesh.size} chips, which takes minutes for a full network")
     program = programs.compile_training(config, classes, steps, mesh)
     _say(f"{target.name}: compiled in {program.seconds:.0f} s")
     if args.hlo and program.text:
         write_text(args.hlo, program.text)
     row: dict[str, Any] = {
         "target": target.name,
-        "chips": chips,
-        "hosts": len({device.process_index for device in target.devices}),
-        "data": data,
-        "spatial": spatial,
+        "chips": mesh.size,
+        "hosts": len({device.process_index for device in mesh.devices.flat}),
+        **mesh.shape,  # data and spatial
         "batch_size": config.train.batch_size,
-        "crop": list(crop),
+        "crop": list(checks.crop_size(config)),
         "dtype": config.model.dtype,
-        "images": images,
         "steps": steps,
     }
     flops = programs.training_flops(config, classes, steps)
-    sizes = (chips, config.train.batch_size, steps)
+    sizes = (mesh.size, config.train.batch_size, steps)
     row |= summary.training_summary(program, target.chip, *sizes, flops, price_of(args.price, target.name))
-    if args.largest_batch:
-        row["largest_batch_size"] = largest_batch(target, classes, steps, mesh, program)
+    if args.largest_batch and target.chip:
+        row["largest_batch_size"] = largest_batch(target, classes, program, target.chip.hbm)
     if args.evaluate:
         _say(f"{target.name}: compiling the evaluation")
         size = tuple(args.eval_image)
@@ -136,23 +144,21 @@ def plan_target(target: Target, args: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def largest_batch(target: Target, classes: ClassTable, steps: int, mesh: Mesh, known: programs.Program) -> int:
-    """Return the largest train.batch_size that fits; `known` is the program of the configuration's own."""
-    if target.chip is None:
-        raise ValueError("--largest_batch needs chips whose memory is known; give a --topology other than local.")
-    data, own = mesh.shape["data"], target.config.train.batch_size
+def largest_batch(target: Target, classes: ClassTable, known: programs.Program, limit: int) -> int:
+    """Return the largest train.batch_size that `limit` bytes a chip hold, 0 if none; `known` is of the target's own."""
+    data, own = target.mesh.shape["data"], target.config.train.batch_size
 
     def total(count: int) -> int | None:
         if count * data == own:
             return known.total
         config = target.config.copy_and_resolve_references()
         config.train.batch_size = count * data
-        found = programs.compile_training(config, classes, steps, mesh)
+        found = programs.compile_training(config, classes, target.steps, target.mesh)
         shown = "does not fit" if found.total is None else f"{found.total / summary.GIB:.2f} GiB a chip"
         _say(f"{target.name}: train.batch_size={count * data}: {shown}, compiled in {found.seconds:.0f} s")
         return found.total
 
-    return data * programs.largest_count(total, own // data, target.chip.hbm)
+    return data * programs.largest_count(total, own // data, limit)
 
 
 def price_of(prices: Sequence[str], target: str) -> float | None:
@@ -189,8 +195,8 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def main() -> None:
-    """Parse the flags, compile for each target, and tell what was found."""
+def _parse_flags() -> tuple[argparse.Namespace, list[str]]:
+    """Return the flags, and the arguments left over, which are the configuration's."""
     parser = argparse.ArgumentParser(prog="python -m psp_jax.plan", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, help="configuration file, as for psp_jax.main")
     topology_help = "CHIP:SHAPE, with @spatial=N,batch=N for another mesh or batch; or local; several are compared"
@@ -211,20 +217,31 @@ def main() -> None:
     for flag, numbers in (("images", [1 if args.images is None else args.images]), ("eval_image", args.eval_image)):
         if min(numbers) < 1:
             raise ValueError(f"--{flag}={getattr(args, flag)} must be at least 1.")
+    if args.largest_batch and any(map(is_local, args.topology)):
+        raise ValueError("--largest_batch needs chips whose memory is known; leave the topology local out.")
     if args.evaluate is None:
         args.evaluate = len(args.topology) == 1
-    if not any(name.partition("@")[0] == LOCAL for name in args.topology):
+    return args, rest
+
+
+def main() -> None:
+    """Parse the flags, compile for each target, and tell what was found."""
+    args, rest = _parse_flags()
+    if not any(map(is_local, args.topology)):
         jax.config.update("jax_platforms", "cpu")  # a TPU or GPU of this machine may be in use
+    for name in args.topology:
+        price_of(args.price, name)
     config = read_config(args.config, rest)
-    targets = [read_target(name, config) for name in args.topology]
-    rows = []
-    for target in targets:
-        rows.append(plan_target(target, args))
+    classes, images = data_set(config, args.images)
+    rows: list[dict[str, Any]] = []
+    for target in [read_target(name, config, images) for name in args.topology]:  # all are read before one compiles
+        rows.append(plan_target(target, classes, args))
         _say(f"\n{summary.as_text(rows[-1])}")
+        if args.output:
+            write_rows(args.output, rows, args.config)
     if len(rows) > 1:
         _say(summary.as_columns(summary.table(rows)))
     if args.output:
-        write_rows(args.output, rows, f"{args.config} on {len(rows)} topologies" if len(rows) > 1 else args.config)
         _say(f"wrote {args.output}")
 
 

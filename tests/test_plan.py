@@ -193,7 +193,7 @@ def test_price_that_is_none() -> None:
 )
 def test_targets_refused(target: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        plan.read_target(target, read_config(ADE20K, NETWORK))
+        plan.read_target(target, read_config(ADE20K, NETWORK), 400)
 
 
 def test_without_libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_this_machine_as_a_user_plans_for_it(tmp_path: Path) -> None:
 )
 def test_meshes_refused(target: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        plan.plan_target(plan.read_target(target, read_config(ADE20K, NETWORK)), Namespace(images=None))
+        plan.read_target(target, read_config(ADE20K, NETWORK), 400)
 
 
 def test_a_pod_that_is_not_there(tmp_path: Path) -> None:
