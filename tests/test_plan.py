@@ -126,7 +126,7 @@ def test_time_and_money() -> None:
     assert found["least_link_seconds"] == pytest.approx(0.0015)  # 300 MB at 200 GB/s
     text = summary.as_text(found)
     assert "4,096.00 MiB of 16,128: fits" in text
-    assert "0.01 hours, 0.2 chip-hours, 0.20 USD" in text
+    assert "all steps: 0.01 hours, 0.2 chip-hours, 0.20 USD" in text
     assert "2 all-reduce, 200.00 MB, among 16 chips" in text
 
 

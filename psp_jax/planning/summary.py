@@ -147,7 +147,7 @@ def _work_lines(row: Mapping[str, Any]) -> list[str]:
             f"estimated cycles of a step: {row['cycles'] / 1e6:,.2f} M = {1e3 * row['step_seconds']:,.2f} ms, "
             f"{row['images_per_second']:,.0f} images/s, MFU {100 * row['mfu']:.1f} %"
         )
-        lines.append(f"the run: {row['hours']:,.2f} hours, {row['chip_hours']:,.1f} chip-hours" + _usd(row["price"]))
+        lines.append(f"all steps: {row['hours']:,.2f} hours, {row['chip_hours']:,.1f} chip-hours" + _usd(row["price"]))
     if row["without_estimate"]:
         listed = ", ".join(f"{count} {operation}" for operation, count in row["without_estimate"].items())
         lines.append(f"  without an estimate, and so not in it: {listed}")
