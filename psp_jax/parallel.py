@@ -52,6 +52,11 @@ def batch_axis_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def image_sharding(mesh: Mesh, images: int) -> NamedSharding:
+    """Return the sharding of `images` images that are evaluated: over all devices where they divide, or over `data`."""
+    return (batch_axis_sharding if images % mesh.size else all_devices_sharding)(mesh)
+
+
 def spread_shardings(tree: Any, mesh: Mesh) -> Any:
     """Return the shardings of a tree of parameters or their momentum of which each device holds a share.
 

@@ -86,8 +86,7 @@ class Validation:
         forward = make_forward(model, card.mean, card.std)
         if protocol is None:
             self._batch_size = config.eval.batch_size
-            spread = self._batch_size % mesh.size == 0
-            self._sharding = (parallel.all_devices_sharding if spread else parallel.batch_axis_sharding)(mesh)
+            self._sharding = parallel.image_sharding(mesh, self._batch_size)
             step = make_eval_step(
                 forward,
                 num_classes=card.classes.num_classes,
