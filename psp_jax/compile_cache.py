@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+from jax._src.compilation_cache import is_persistent_cache_enabled  # has no public name
 
 OFF = "off"
 MAX_BYTES = 10 * 2**30
@@ -86,7 +87,7 @@ class CompileLog:
         return {"compile_seconds": self.seconds, "compile_hits": self.hits, "compile_misses": self.misses}
 
     def _event(self, event: str, **_: str | int) -> None:
-        if not jax.config.read("jax_compilation_cache_dir"):
+        if not is_persistent_cache_enabled():
             return  # JAX asks also where it has nothing to ask
         self._asked += event == "/jax/compilation_cache/compile_requests_use_cache"
         self.hits += event == "/jax/compilation_cache/cache_hits"

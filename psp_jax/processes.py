@@ -20,6 +20,7 @@ from psp_jax.rendezvous import Place, arrivals, connect, detect
 
 _FAILED = "psp_jax/failed/"
 _LOOK_SECONDS = 1.0  # between two looks for a process that failed
+_GRACE_SECONDS = 3.0  # that a process has to end by itself, of the same cause or to finish a checkpoint
 _LEAVE_SECONDS = 10  # that a process which fails gives the others to hear of it
 _ended = threading.Event()
 
@@ -163,7 +164,7 @@ def _watch() -> None:
             failed = client.key_value_dir_get(_FAILED)
         except jax.errors.JaxRuntimeError:
             continue  # where the coordinator has gone JAX ends this process
-        if failed and not _ended.is_set():
+        if failed and not _ended.wait(_GRACE_SECONDS):
             key, value = failed[0]
             host, words = json.loads(value)
             process = key.removeprefix(_FAILED)

@@ -17,7 +17,6 @@ from psp_jax.compile_cache import _trim, default_directory
 PROGRAM = """
 import json, sys
 import jax
-import psp_jax
 from psp_jax.compile_cache import CompileLog, enable
 
 enable(sys.argv[1])
