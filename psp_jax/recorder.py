@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from psp_jax import processes
+from psp_jax.compile_cache import CompileLog
 from psp_jax.data.source import Source
 from psp_jax.progress import Progress, Throughput
 from psp_jax.report import write_report
@@ -29,10 +30,12 @@ class Recorder:
         last: int,
         source: Source,
         directory: Path,
+        compiled: CompileLog,
     ) -> None:
         self.throughput = Throughput()
         self._progress, self._schedule, self._source, self._directory = progress, schedule, source, directory
         self._every, self._last = log_every_steps, last
+        self._compiled, self._once = compiled, dict[str, float]()
         self._pending: tuple[int, dict[str, Array], np.ndarray] | None = None
         self._interval: list[dict[str, float]] = []
 
@@ -59,8 +62,13 @@ class Recorder:
         if step % self._every == 0 or step == self._last:
             means = {name: float(np.mean([v[name] for v in self._interval])) for name in values}
             rate = {"learning_rate": float(self._schedule(step - 1))}
-            self._progress.log(step, means | rate | self.throughput.take())
-            self._interval = []
+            self._progress.log(step, means | rate | self.throughput.take() | self._once)
+            self._interval, self._once = [], {}
+
+    def compiled(self) -> None:
+        """Tell what was compiled up to the first step: now, and beside the metrics that are logged first."""
+        self._progress.say(self._compiled.words())
+        self._once = self._compiled.values()
 
     def validated(self, step: int, scores: dict[str, float | None]) -> None:
         """Log the scores of a validation, and write the report anew."""

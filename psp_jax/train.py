@@ -17,6 +17,7 @@ from psp_jax import checks, parallel, processes, protocols
 from psp_jax.build import build_optimizer, build_step
 from psp_jax.checkpoint import Checkpoints
 from psp_jax.class_weights import complete
+from psp_jax.compile_cache import CompileLog
 from psp_jax.config import check_fields
 from psp_jax.data.pipeline import train_batches
 from psp_jax.data.source import Source
@@ -37,7 +38,7 @@ from psp_jax.train_step import (
 from psp_jax.validation import Validation
 from psp_jax.weights.fetch import fetch
 from psp_jax.weights.initial import RANDOM, check_init, initialise
-from psp_jax.workdir import CHECKPOINTS, ModelCard, check_owner, lock, versions, write_json
+from psp_jax.workdir import CHECKPOINTS, ModelCard, check_owner, environment, lock, versions, write_json
 
 
 def check_run(config: ConfigDict) -> None:
@@ -73,6 +74,7 @@ def train(
         are not those of the classes.
       TrainingDiverged: loss or gradient is not finite; the last checkpoint before that is kept.
     """
+    compiled = CompileLog()
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
     sides = mesh.shape["data"], mesh.shape["spatial"]
     checks.check_mesh(config, checks.crop_size(config), True, *sides, jax.process_count())
@@ -105,7 +107,7 @@ def train(
             Progress(directory, steps, start, primary=primary, tensorboard=config.log.tensorboard)
         )
         progress.say(_opening(config, mesh, directory, start, steps, len(train_source), state, origin))
-        recorder = Recorder(progress, schedule, config.train.log_every_steps, steps, train_source, directory)
+        recorder = Recorder(progress, schedule, config.train.log_every_steps, steps, train_source, directory, compiled)
         validation = Validation(config, card, model, mesh, eval_source, directory, progress)
         renew = _renewed_statistics(config, card, mesh, train_source, progress)
         span = (start, steps)
@@ -183,6 +185,7 @@ def _loop(
             state, metrics = step_fn(state, parallel.to_global(batch, sharding))
             if done == start + 1:
                 recorder.throughput.take()  # this call compiled; images per second count from here
+                recorder.compiled()
             # The metrics of the step before are there by now: reading them does not stall the device.
             recorder.settle()
             recorder.push(done, metrics, index)
@@ -218,6 +221,7 @@ def _record(config: ConfigDict, card: ModelCard, steps: int, images: int, loss: 
         },
         "classes_digest": card.classes.digest(),
         "versions": versions(),
+        "environment": environment(),
     }
 
 

@@ -21,7 +21,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("api", "validation", "recorder", "ablation", "planning"),  # assembled pieces of the rows below
     ("sliding", "tiling", "report", "results", "deploy"),
     ("inference", "checkpoint", "precise_bn", "build"),
-    ("train_step", "class_weights"),
+    ("train_step", "class_weights", "agreement"),
     # Parts, independent of each other.
     (
         *("models", "data", "weights", "losses", "optimizer", "metrics", "progress", "workdir"),
@@ -30,8 +30,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("checks", "config_file"),
     (  # leaves
         *("command", "config", "parallel", "processes", "classes", "visualize", "interpolation", "download"),
-        *("region_losses", "ablation_text", "atomic"),
+        *("region_losses", "ablation_text", "atomic", "compile_cache"),
     ),
+    ("rendezvous",),
 )
 ROW_OF = {entry: row for row, entries in enumerate(ROWS) for entry in entries}
 # Data workers are processes of their own: JAX in them costs memory, start-up time and, on accelerators, the device.
