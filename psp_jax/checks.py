@@ -33,6 +33,8 @@ _LEAST = {
     "checkpoint.every_steps": 1,
     "checkpoint.keep_latest": 1,
     "checkpoint.keep_best": 0,
+    "watchdog.times": 0,
+    "watchdog.least_seconds": 1,
     "log.images": 0,
 }
 

@@ -22,6 +22,7 @@ from psp_jax.data.pipeline import eval_batches
 from psp_jax.data.source import Source
 from psp_jax.inference import TILE, Variables, join_halves, make_eval_step, make_forward
 from psp_jax.metrics import summarize
+from psp_jax.preemption import Preempted
 from psp_jax.progress import Progress, track
 from psp_jax.protocols import Protocol, grouped
 from psp_jax.sliding import SlidingScorer, make_scorer, make_sliding_step
@@ -56,7 +57,8 @@ class Validation:
     """Scores variables on every image of a split at its original size.
 
     Writes eval/ (see `results`) and predictions/*.png into the run's directory. Built once: it compiles at its first
-    use only. Without a protocol each image is resized into the card's canvas and runs once (`WHOLE`).
+    use only. Without a protocol each image is resized into the card's canvas and runs once (`WHOLE`). `between` is
+    called after each batch, as `progress` does by itself where it is given; an exception out of it ends the evaluation.
     """
 
     def __init__(
@@ -69,12 +71,15 @@ class Validation:
         directory: Path,
         progress: Progress | None = None,
         protocol: Protocol | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         if not len(source):
             raise ValueError(f"The split {config.data.eval_split} holds no image; choose another split.")
         self._card, self._mesh, self._source, self._directory = card, mesh, source, directory
         self._protocol, self._options = protocol, config.eval
-        self._track = progress.track if progress else functools.partial(track, primary=processes.is_primary())
+        self._track = (
+            progress.track if progress else functools.partial(track, primary=processes.is_primary(), between=between)
+        )
         self._workers, self._split = config.data.num_workers, config.data.eval_split
         self._statistics = {
             "precise_bn_batches": config.eval.precise_bn_batches,
@@ -138,7 +143,13 @@ class Validation:
             norm = float(jax.jit(optax.tree.norm)(variables))
             data = f"{source.directory} {source.classes.digest()} {self._split}"
             tally = self._resumed(tally, partial, owner := f"{step} {norm!r} {data} {protocol}")
-        self._count(variables, tally, functools.partial(tally.save, partial, owner) if partial else None)
+        save = functools.partial(tally.save, partial, owner) if partial else None
+        try:
+            self._count(variables, tally, save)
+        except Preempted:
+            if save and processes.is_primary():
+                save()
+            raise
         if partial and self._options.save_predictions:
             self._write_missing_predictions(variables)
         record = {"step": step, "split": self._split, "images": len(source), "protocol": protocol}

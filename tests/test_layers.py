@@ -20,22 +20,22 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("train", "evaluate"),  # loops
     ("api", "validation", "recorder", "ablation"),  # assembled pieces of the rows below
     ("sliding", "tiling", "report", "results", "deploy"),
-    ("inference", "checkpoint", "precise_bn", "build"),
+    ("inference", "checkpoint", "precise_bn", "build", "run_record"),
     ("train_step", "class_weights"),
     # Parts, independent of each other.
     (
         *("models", "data", "weights", "losses", "optimizer", "metrics", "progress", "workdir"),
-        *("protocols", "cityscapes", "tally", "dotplot"),
+        *("protocols", "cityscapes", "tally", "dotplot", "goodput", "watchdog"),
     ),
     ("checks", "config_file"),
     (  # leaves
         *("command", "config", "parallel", "processes", "classes", "visualize", "interpolation", "download"),
-        *("region_losses", "ablation_text", "atomic"),
+        *("region_losses", "ablation_text", "atomic", "phases", "preemption"),
     ),
 )
 ROW_OF = {entry: row for row, entries in enumerate(ROWS) for entry in entries}
 # Data workers are processes of their own: JAX in them costs memory, start-up time and, on accelerators, the device.
-NO_JAX = ("data", "classes", "visualize", "progress", "protocols", "cityscapes", "report", "download")
+NO_JAX = ("data", "classes", "visualize", "progress", "protocols", "cityscapes", "report", "download", "phases", "goodput")
 NO_JAX += ("check_data", "new_dataset")
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 60

@@ -1,0 +1,89 @@
+"""What the time of a run went into, over all its starts: goodput.json."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from psp_jax.atomic import replacing
+from psp_jax.phases import PHASES, Phases
+
+_KEEP_SECONDS = 10.0  # between two records; what a killed process did after its last one counts as restart
+_WORDS = {
+    "step": "steps",
+    "data_wait": "data wait",
+    "compile": "compilation",
+    "validation": "validation",
+    "checkpoint": "checkpoints",
+    "again": "steps taken again",
+    "start": "start and restarts",
+}
+
+
+class Goodput:
+    """Keeps goodput.json: seconds, and shares that add up to 1, of each of PHASES since the first start.
+
+    A context manager, which writes the record and tells it at its end. `start` is the time until the first step of each
+    start, and before it that since the last record of the process that was killed or preempted; `again` is that of the
+    steps which it had begun, and which are taken once more.
+
+    Args:
+      directory: the run's workdir.
+      phases: of this process; is told which steps were begun before.
+      clock: seconds since the epoch.
+    """
+
+    def __init__(self, directory: Path, phases: Phases, clock: Callable[[], float] = time.time) -> None:
+        self._path, self._phases, self._clock = directory / "goodput.json", phases, clock
+        former: dict[str, Any] = {"seconds": {}, "starts": 0, "step": 0, "ended": True}
+        if self._path.exists():
+            former = json.loads(self._path.read_text(encoding="utf-8"))
+        self._before = {phase: former["seconds"].get(phase, 0.0) for phase in PHASES}
+        if not former["ended"]:
+            self._before["start"] += max(0.0, clock() - former["time"] - sum(phases.seconds().values()))
+        self._starts, self._kept = former["starts"] + 1, clock()
+        phases.reached = former["step"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._phases.moves:  # a run that was finished before has taken no time
+            self.write(ended=kind is None)
+            print(self.words(), flush=True)
+
+    def keep(self) -> None:
+        """Write the record, if the last one is ten seconds old."""
+        if self._clock() - self._kept >= _KEEP_SECONDS:
+            self.write()
+
+    def write(self, ended: bool = False) -> None:
+        """Write the record; `ended` says that the time until another start is not the run's."""
+        seconds = self._total()
+        whole = max(sum(seconds.values()), 1e-9)
+        self._kept = self._clock()
+        record = {
+            "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+            "shares": {phase: value / whole for phase, value in seconds.items()},
+            "starts": self._starts,
+            "step": max(self._phases.step, self._phases.reached),
+            "time": self._kept,
+            "ended": ended,
+        }
+        with replacing(self._path) as partial:
+            partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def words(self) -> str:
+        """Return the shares of the time as a line for the console."""
+        seconds = self._total()
+        whole = max(sum(seconds.values()), 1e-9)
+        shares = ", ".join(f"{words} {100 * seconds[phase] / whole:.1f} %" for phase, words in _WORDS.items())
+        return f"time of {whole:.0f} s, {self._starts} start{'s' if self._starts > 1 else ''}: {shares}"
+
+    def _total(self) -> dict[str, float]:
+        now = self._phases.seconds()
+        return {phase: self._before[phase] + now[phase] for phase in PHASES}
