@@ -85,9 +85,9 @@ def train(
     sides = mesh.shape["data"], mesh.shape["spatial"]
     checks.check_mesh(config, checks.crop_size(config), True, *sides, jax.process_count())
     PixelLoss(**config.loss).check(train_source.classes.num_classes)
-    steps = checks.total_steps(config, len(train_source))
+    steps, images = checks.total_steps(config, len(train_source)), len(train_source)
     card = _card(config, train_source)
-    check_owner(directory, run_record.plain(config), card.classes, len(train_source), override)
+    check_owner(directory, run_record.plain(config), card.classes, images, override)
     model = build_model(card.model, card.classes.num_classes)
     schedule, optimizer = build_optimizer(config, steps)
     state = create_state(model, optimizer, config.seed, parallel.replicated(mesh), bool(config.train.ema_decay))
@@ -106,17 +106,16 @@ def train(
         step_fn = build_step(config, card.classes.ignore_label, model, optimizer, mesh, pixel_loss)
         if primary:  # only now: a run that cannot go on keeps the record of what it was
             card.write(directory)
-            write_json(directory / "config.json", run_record.record(config, card, steps, len(train_source), pixel_loss))
+            write_json(directory / "config.json", run_record.record(config, card, steps, images, pixel_loss))
         logs = {"primary": primary, "tensorboard": config.log.tensorboard}
         progress = stack.enter_context(Progress(directory, steps, start, **logs, between=watch.between))
-        span = (start, steps)
-        progress.say(run_record.opening(config, mesh, directory, span, owed, len(train_source), state, origin))
-        every, interval = config.train.log_every_steps, notes.get("interval", [])
-        recorder = Recorder(progress, phases, watch.goodput, schedule, every, steps, train_source, directory, interval)
+        progress.say(run_record.opening(config, mesh, directory, (start, steps), owed, images, state, origin))
+        every, held = config.train.log_every_steps, notes.get("interval", [])
+        recorder = Recorder(progress, phases, watch.goodput, schedule, every, steps, train_source, directory, held)
         validation = Validation(config, card, model, mesh, eval_source, directory, progress)
         renew = _renewed_statistics(config, card, mesh, train_source, progress)
         run = _Run(config, mesh, train_source, step_fn, recorder, renew, validation, checkpoints, watch.preemption)
-        return _loop(run, state, span, owed)
+        return _loop(run, state, (start, steps), owed)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from psp_jax.phases import PHASES, Phases
 
 CODE = 69  # EX_UNAVAILABLE of sysexits.h
 _PLACES, _ALARMS = "psp_jax/place/", "psp_jax/alarm/"
-_BEAT_SECONDS = 5.0  # between two signs of life
+_BEAT_SECONDS = 3.0  # between two signs of life
 _SILENCE_SECONDS = 60.0  # without a sign of life; less than JAX's own limit, which names no host
 _PATIENCE = 10  # a first step, a batch of a validation, a checkpoint may take this many times as long as a step
 
@@ -60,9 +60,10 @@ class Watchdog:
         self._alarms: list[str] = []
         self._own_alarm = ""
         self._late = False
-        if times:
-            for work in (self._watch, *([self._publish] if self._client else [])):
-                threading.Thread(target=work, name="watchdog", daemon=True).start()
+        work = [self._watch, *([self._publish] if self._client else [])] if times else []
+        self._threads = [threading.Thread(target=target, name="watchdog", daemon=True) for target in work]
+        for thread in self._threads:
+            thread.start()
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +72,8 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
+        for thread in self._threads:
+            thread.join(1)  # it takes a call to say goodbye, which blocks where process 0 is stopped
 
     def _publish(self) -> None:
         """Exchange signs of life; a thread of its own, since a call blocks while process 0 is stopped."""
@@ -144,7 +147,8 @@ class Watchdog:
             answers, until = self._answers, time.monotonic() + 3 * self._beat
             while self._client and self._answers < answers + 2 and time.monotonic() < until:
                 time.sleep(0.1)
-            time.sleep(2 * self._beat if self._client and not self._rank else 0)  # the service must live for the others
+            # The coordination service ends with process 0, and with it, by JAX, all that have not heard yet.
+            time.sleep(3 * self._beat if self._client and not self._rank else 0)
         os._exit(CODE)
 
     def _write_file(self, text: str) -> None:

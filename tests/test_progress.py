@@ -204,8 +204,8 @@ def test_tensorboard_holds_scalars_and_images_and_purges_what_is_taken_again(tmp
 @pytest.mark.parametrize("primary", [True, False])
 def test_every_piece_of_work_asks_whether_to_go_on(tmp_path, primary):
     asked = []
-    with Progress(tmp_path, 9, 0, primary=primary, tensorboard=False, between=lambda: asked.append(1)) as log:
-        with log.track(4, "validate") as advance:
-            advance(1)
-            advance(3)
+    log = Progress(tmp_path, 9, 0, primary=primary, tensorboard=False, between=lambda: asked.append(1))
+    with log, log.track(4, "validate") as advance:
+        advance(1)
+        advance(3)
     assert len(asked) == 2
