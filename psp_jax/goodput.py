@@ -1,14 +1,13 @@
 """What the time of a run went into, over all its starts: goodput.json."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from psp_jax.atomic import replacing
 from psp_jax.phases import PHASES, Phases
+from psp_jax.workdir import read_json, write_json
 
 _KEEP_SECONDS = 10.0  # between two records; what a killed process did after its last one counts as restart
 _WORDS = {
@@ -39,7 +38,7 @@ class Goodput:
         self._path, self._phases, self._clock = directory / "goodput.json", phases, clock
         former: dict[str, Any] = {"seconds": {}, "starts": 0, "step": 0, "ended": True}
         if self._path.exists():
-            former = json.loads(self._path.read_text(encoding="utf-8"))
+            former = read_json(self._path)
         self._before = {phase: former["seconds"].get(phase, 0.0) for phase in PHASES}
         if not former["ended"]:
             self._before["start"] += max(0.0, clock() - former["time"] - sum(phases.seconds().values()))
@@ -74,8 +73,7 @@ class Goodput:
             "time": self._kept,
             "ended": ended,
         }
-        with replacing(self._path) as partial:
-            partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(self._path, record)
 
     def words(self) -> str:
         """Return the shares of the time as a line for the console."""

@@ -54,11 +54,10 @@ class _Way:
 
 
 class Validation:
-    """Scores variables on every image of a split at its original size.
+    """Scores variables on every image of a split at its original size, asking `between` batches whether to go on.
 
     Writes eval/ (see `results`) and predictions/*.png into the run's directory. Built once: it compiles at its first
-    use only. Without a protocol each image is resized into the card's canvas and runs once (`WHOLE`). `between` is
-    called after each batch, as `progress` does by itself where it is given; an exception out of it ends the evaluation.
+    use only. Without a protocol each image is resized into the card's canvas and runs once (`WHOLE`).
     """
 
     def __init__(
@@ -143,13 +142,7 @@ class Validation:
             norm = float(jax.jit(optax.tree.norm)(variables))
             data = f"{source.directory} {source.classes.digest()} {self._split}"
             tally = self._resumed(tally, partial, owner := f"{step} {norm!r} {data} {protocol}")
-        save = functools.partial(tally.save, partial, owner) if partial else None
-        try:
-            self._count(variables, tally, save)
-        except Preempted:
-            if save and processes.is_primary():
-                save()
-            raise
+        self._count(variables, tally, functools.partial(tally.save, partial, owner) if partial else None)
         if partial and self._options.save_predictions:
             self._write_missing_predictions(variables)
         record = {"step": step, "split": self._split, "images": len(source), "protocol": protocol}
@@ -186,22 +179,32 @@ class Validation:
         return tally
 
     def _count(self, variables: Variables, tally: Tally, save: Callable[[], None] | None) -> None:
-        """Count the images that the tally lacks."""
+        """Count the images that the tally lacks; it is kept now and then, at the end, and at SIGTERM."""
+
+        def keep() -> None:
+            if save and processes.is_primary():
+                try:
+                    save()
+                except OSError as error:  # the evaluation can be finished all the same
+                    print(f"what is counted so far could not be saved below {self._directory}: {error}", flush=True)
+
         pending = [int(i) for i in np.argsort(-self._work, kind="stable") if not tally.done[i]]
         saved = time.monotonic()
-        with self._track(int(self._work.sum()), "evaluate", first=int(self._work[tally.done].sum())) as advance:
-            for data, counts in _one_behind(self._scored(variables, pending)):
-                index = np.asarray(counts["index"])
-                if self._options.save_predictions and save:
-                    self._write_predictions(data, counts)
-                tally.add(join_halves(np.asarray(counts["confusion"])), np.asarray(counts["images"]), index)
-                advance(int(self._work[index[index >= 0]].sum()))
-                if save and processes.is_primary() and time.monotonic() - saved > _SAVE_SECONDS:
-                    saved = time.monotonic()
-                    try:
-                        save()
-                    except OSError as error:  # the evaluation can be finished all the same
-                        print(f"what is counted so far could not be saved below {self._directory}: {error}", flush=True)
+        try:
+            with self._track(int(self._work.sum()), "evaluate", first=int(self._work[tally.done].sum())) as advance:
+                for data, counts in _one_behind(self._scored(variables, pending)):
+                    index = np.asarray(counts["index"])
+                    if self._options.save_predictions and save:
+                        self._write_predictions(data, counts)
+                    tally.add(join_halves(np.asarray(counts["confusion"])), np.asarray(counts["images"]), index)
+                    advance(int(self._work[index[index >= 0]].sum()))
+                    if time.monotonic() - saved > _SAVE_SECONDS:
+                        saved = time.monotonic()
+                        keep()
+        except Preempted:
+            keep()
+            raise
+        keep()
 
     def _scored(self, variables: Variables, indices: Sequence[int]) -> Iterator[tuple[Batch, Batch]]:
         """Yield each batch and its counts, both on the devices."""

@@ -43,7 +43,7 @@ def go_on(run: Run, former: Path, step: int, workdir: Path, devices: int, proces
         )
         for flags in joined
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in started]
+    outputs = [process.communicate(timeout=600)[0] for process in started]
     assert [process.returncode for process in started] == [0] * processes, outputs
     assert f"on {devices} x cpu\ngoing on after step {step} in" in outputs[0]
 

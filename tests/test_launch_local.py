@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# Writes what it was told, then does what `--<rank>=...` says: an exit code, "wait" for a signal, "deaf" to it, or "saving".
+# Writes what it was told, then does what `--<rank>=...` says: a code, "wait" for a signal, "deaf" or "saving".
 # A file started.RANK.START appears for each start, so that a test can act on the process whose number it holds.
 PROGRAM = """
 import os, signal, sys, time

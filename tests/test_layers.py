@@ -21,11 +21,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("api", "validation", "recorder", "ablation"),  # assembled pieces of the rows below
     ("sliding", "tiling", "report", "results", "deploy"),
     ("inference", "checkpoint", "precise_bn", "build", "run_record"),
-    ("train_step", "class_weights"),
+    ("train_step", "class_weights", "goodput"),
     # Parts, independent of each other.
     (
         *("models", "data", "weights", "losses", "optimizer", "metrics", "progress", "workdir"),
-        *("protocols", "cityscapes", "tally", "dotplot", "goodput", "watchdog"),
+        *("protocols", "cityscapes", "tally", "dotplot", "watchdog"),
     ),
     ("checks", "config_file"),
     (  # leaves
@@ -35,8 +35,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 ROW_OF = {entry: row for row, entries in enumerate(ROWS) for entry in entries}
 # Data workers are processes of their own: JAX in them costs memory, start-up time and, on accelerators, the device.
-NO_JAX = ("data", "classes", "visualize", "progress", "protocols", "cityscapes", "report", "download", "phases", "goodput")
-NO_JAX += ("check_data", "new_dataset")
+NO_JAX = ("data", "classes", "visualize", "progress", "protocols", "cityscapes", "report", "download")
+NO_JAX += ("check_data", "new_dataset", "phases", "goodput")
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 60
 TABLES = {(Path("psp_jax/config.py"), "defaults")}  # functions that are lists of values without logic: any length
