@@ -124,9 +124,9 @@ def children(process: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
-def launched(run: Run, workdir: Path, *more: str, processes: int = 2) -> subprocess.Popen:
-    command = [sys.executable, "launch/local.py", f"--processes={processes}", "--restarts=1", "--grace=5", "--"]
-    command += [*run.flags, "--workdir", str(workdir), f"--config.data.prepared_dir={workdir.parent}", *more]
+def launched(run: Run, workdir: Path) -> subprocess.Popen:
+    command = [sys.executable, "launch/local.py", "--processes=2", "--restarts=1", "--grace=5", "--"]
+    command += [*run.flags, "--workdir", str(workdir), f"--config.data.prepared_dir={workdir.parent}"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
 
@@ -141,17 +141,14 @@ def read_until(process: subprocess.Popen, *starts: str) -> list[str]:
     raise AssertionError(f"ended without {starts}: {''.join(seen)}")
 
 
-@pytest.mark.parametrize("number", [2])  # 4 works as well, and takes twice as long
-def test_processes_that_are_preempted_and_killed_end_as_if_they_were_not(
-    number: int, finished_run: Run, tmp_path: Path
-) -> None:
+def test_processes_that_are_preempted_and_killed_end_as_if_they_were_not(finished_run: Run, tmp_path: Path) -> None:
     """Wherever the two catch the run: it ends as it would have."""
-    process = launched(finished_run, tmp_path / "undisturbed", processes=number)
+    process = launched(finished_run, tmp_path / "undisturbed")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
 
     workdir = tmp_path / "w"
-    process = launched(finished_run, workdir, processes=number)
+    process = launched(finished_run, workdir)
     read_until(process, "[0] step  2")
     os.kill(children(process)[-1], signal.SIGTERM)
     begun = time.monotonic()
