@@ -157,7 +157,7 @@ def to_replicated(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, tree)
 
 
-def local_rows(x: Array) -> np.ndarray:
-    """Return this process's rows of an array [B, ...] that is sharded along its first axis."""
-    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
-    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+def local_rows(x: Array) -> list[np.ndarray]:
+    """Return this process's rows of an array [B, ...] split along its first axis; no row is another process's too."""
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards if shard.replica_id == 0}
+    return [row for start in sorted(shards) for row in np.asarray(shards[start])]

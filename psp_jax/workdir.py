@@ -43,6 +43,7 @@ _FREE_ON_RESUME = (
     "eval.",
     "checkpoint.",
     "mesh.",
+    "watchdog.",
     "log.",
 )
 PACKAGES = ("psp-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
