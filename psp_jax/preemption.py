@@ -22,7 +22,7 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """Takes SIGTERM and tells when to stop; a context manager.
+    """Takes SIGTERM and tells when to stop; a context manager, of the main thread.
 
     A SIGTERM that comes five seconds or more after the first one ends the process at once, with code 143. With several
     processes JAX's own notifier spreads the word and finds the first place that none of them has passed.
@@ -36,9 +36,12 @@ class Preemption:
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         threading.Thread(target=self._listen, args=(reader,), name="sigterm", daemon=True).start()
+        if self._manager is None:
+            # Where a thread that is not Python's gets the signal, as some do, faulthandler writes nothing.
+            self._former = signal.signal(signal.SIGTERM, lambda *_: self._told.set())
         # Unlike a handler of Python's it runs at once, even while the main thread is inside a compilation or waits for
-        # a device, and it hands the signal on to the handler that JAX has set.
-        faulthandler.register(signal.SIGTERM, self._writer, all_threads=False, chain=self._manager is not None)
+        # a device, and it hands the signal on: to the handler above, or to the one that JAX has set.
+        faulthandler.register(signal.SIGTERM, self._writer, all_threads=False, chain=True)
 
     def _listen(self, reader: int) -> None:
         first = None
@@ -67,5 +70,7 @@ class Preemption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         faulthandler.unregister(signal.SIGTERM)
+        if self._manager is None:
+            signal.signal(signal.SIGTERM, self._former)
         os.close(self._writer)
         distributed.global_state.preemption_sync_manager = self._manager  # JAX must end it before it leaves

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,26 @@ from psp_jax.preemption import CODE
 
 TIMES = ("images_per_second", "data_wait", "compile_seconds", "compile_hits", "compile_misses")
 
+INTERRUPT = """
+import os, runpy, signal, sys
+from psp_jax.recorder import Recorder
+from psp_jax.tally import Tally
+
+name, _, left = sys.argv.pop(1).partition(":")
+owner, method = {"Recorder.push": (Recorder, "push"), "Tally.add": (Tally, "add")}[name]
+original, left = getattr(owner, method), int(left)
+
+def interrupted(*arguments):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(*arguments)
+
+setattr(owner, method, interrupted)
+runpy.run_module("psp_jax.main", run_name="__main__")
+"""
+
 
 def lines(workdir: Path, name: str) -> list[dict[str, Any]]:
     """The lines of a log, without what time they took."""
@@ -30,12 +49,12 @@ def lines(workdir: Path, name: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
-    until = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, "the run ended too early"
-        assert time.monotonic() < until
-        time.sleep(0.01)
+def interrupted(run: Run, workdir: Path, where: str, *flags: str) -> str:
+    """Output of a run that gets SIGTERM in a method: Recorder.push:3 is its third call."""
+    command = [sys.executable, "-c", INTERRUPT, where, *run.flags, "--workdir", str(workdir), *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == CODE, done.stdout + done.stderr
+    return done.stdout
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
@@ -48,35 +67,18 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
 
 def test_sigterm_in_a_step_and_in_a_validation_leaves_no_trace(finished_run: Run, tmp_path: Path) -> None:
     workdir = tmp_path / "w"
+    output = interrupted(finished_run, workdir, "Recorder.push:3")
+    assert "SIGTERM: ending after step 3; " in output  # in the middle of a logging interval
+    assert Checkpoints(workdir / "checkpoints").latest_step() == 3
+    assert [line["step"] for line in lines(workdir, "metrics.jsonl")] == [2]
 
-    def start() -> subprocess.Popen:
-        command = [sys.executable, "-m", "psp_jax.main", *finished_run.flags, "--workdir", str(workdir)]
-        return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-
-    process = start()
-    for line in process.stdout:
-        if line.startswith("starting in"):
-            break
-    time.sleep(1.5)  # it compiles the first step
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == CODE, output
-    told = output.splitlines()
-    assert told[0].startswith("compiled in ")
-    assert told[1].startswith("SIGTERM: ending after step 1; ")  # in the middle of a logging interval
-    assert (Checkpoints(workdir / "checkpoints").latest_step(), lines(workdir, "metrics.jsonl")) == (1, [])
-
-    process = start()
-    wait_for(lambda: len(lines(workdir, "metrics.jsonl")) == 6, process)  # the last step's; the validation comes next
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == CODE, output
-    assert "going on after step 1 in" in output and "SIGTERM: ending after step 12; " in output
+    output = interrupted(finished_run, workdir, "Tally.add:2")
+    assert "going on after step 3 in" in output and "SIGTERM: ending after step 12; " in output
     assert not lines(workdir, "validation.jsonl")
     checkpoints = Checkpoints(workdir / "checkpoints")
     assert (checkpoints.latest_step(), checkpoints.best_step()) == (12, None)
 
-    output = start().communicate(timeout=120)[0]
+    output = finished_run.start(workdir).stdout
     assert "going on with the validation after step 12" in output
     assert Checkpoints(workdir / "checkpoints").best_step() == 12
     assert_same_run(workdir, finished_run.workdir)
@@ -88,19 +90,12 @@ def test_an_evaluation_keeps_what_it_counted_at_sigterm(finished_run: Run, tmp_p
     workdir = tmp_path / "w"
     shutil.copytree(finished_run.workdir, workdir)
     flags = ("--mode=evaluate", "--config.eval.protocol=whole", "--config.eval.batch_size=1")
-    command = [sys.executable, "-m", "psp_jax.main", *finished_run.flags, "--workdir", str(workdir), *flags]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-    maps = f"/proc/{process.pid}/task/{process.pid}/children"
-    wait_for(lambda: Path(maps).read_text(), process)  # its data worker: the evaluation has begun
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == CODE, output
+    interrupted(finished_run, workdir, "Tally.add:4", *flags)
     with np.load(workdir / "eval" / "partial.npz") as partial:
-        counted = int(partial["done"].sum())
-    assert 0 < counted < 10
+        assert partial["done"].sum() == 4
     done = finished_run.start(workdir, *flags)
     assert done.returncode == 0, done.stderr
-    assert f"going on after {counted} of 10 images" in done.stdout
+    assert "going on after 4 of 10 images" in done.stdout
     ours, theirs = (json.loads((w / "eval" / "metrics.json").read_text()) for w in (workdir, finished_run.workdir))
     assert (ours["pixels"], ours["mean_iou"]) == (theirs["pixels"], pytest.approx(theirs["mean_iou"], abs=2e-3))
 
@@ -120,6 +115,15 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path) -> None:
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 143
+
+
+def test_a_thread_that_is_not_pythons_may_get_the_signal() -> None:
+    program = "import os, signal, jax; from psp_jax.preemption import Preemption\n"
+    program += "jax.numpy.ones(9).sum().block_until_ready()  # JAX has its threads by now\n"
+    program += "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of those to come, too\n"
+    program += "with Preemption() as asked:\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+    program += "    while not asked.reached(): pass\n"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), timeout=30, check=True)
 
 
 def children(process: subprocess.Popen) -> list[int]:
