@@ -21,6 +21,7 @@ from psp_jax.preemption import CODE
 
 TIMES = ("images_per_second", "data_wait", "compile_seconds", "compile_hits", "compile_misses")
 
+SMALLER = ("--config.model.head=fcn", "--config.model.aux_head=False", "--config.log.images=0")  # to compile
 INTERRUPT = """
 import os, runpy, signal, sys
 from psp_jax.recorder import Recorder
@@ -132,7 +133,7 @@ def children(process: subprocess.Popen) -> list[int]:
 
 def launched(run: Run, workdir: Path) -> subprocess.Popen:
     command = [sys.executable, "launch/local.py", "--processes=2", "--restarts=1", "--grace=5", "--"]
-    command += [*run.flags, "--workdir", str(workdir), f"--config.data.prepared_dir={workdir.parent}"]
+    command += [*run.flags, "--workdir", str(workdir), f"--config.data.prepared_dir={workdir.parent}", *SMALLER]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
 
