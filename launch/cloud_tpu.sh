@@ -109,7 +109,8 @@ ask_training() {
   told=$(sed -n 's/^psp_jax: //p' "$scratch"/out/*.log)
   training_code=$(sed -n 's/^ended //p' <<<"$told" | grep -vx 0 | head -n 1) || true
   case $told in
-    *ended\ 143*) training=lost ;; # SIGTERM: its machine was shut down
+    # SIGTERM: its machine was shut down, after a save (75) or before the first step; 69: a worker did not answer.
+    *ended\ 75* | *ended\ 143* | *ended\ 69*) training=lost ;;
     *ended\ [1-9]*) training=failed ;;
     *lost*) training=lost ;;
     *running*) training=running ;;

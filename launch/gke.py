@@ -9,9 +9,9 @@
     python launch/gke.py delete --name psp
 
 What follows `--` goes to psp_jax.main unchanged, with the flags that make the pods one run after it. With --dry_run the
-manifest and the kubectl commands are printed. When a node is preempted the JobSet starts all pods again, without limit,
-and the run goes on from its workdir; after failures of its own at most --max_restarts times. Exit codes: 2 wrong usage,
-3 no quota, 4 a time limit has passed, otherwise kubectl's.
+manifest and the kubectl commands are printed. When a node is preempted, or SIGTERM made a pod save and end with code
+75, the JobSet starts all pods again, without limit, and the run goes on from its workdir; after failures of its own at
+most --max_restarts times. Exit codes: 2 wrong usage, 3 no quota, 4 a time limit has passed, otherwise kubectl's.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import sys
 import time
 from typing import Any
 
+CONTAINER = "psp-jax"
 POD_ROLE = "workers"  # name of the replicated job: part of the pods' names
 PORT = 8476  # of process 0, on GPUs; TPUs have their own
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
@@ -77,7 +78,10 @@ def jobset(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         "completionMode": "Indexed",
         "backoffLimit": 0,  # the JobSet starts all pods again, never one alone
         "podFailurePolicy": {
-            "rules": [{"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+            "rules": [
+                {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [75]}},
+            ]
         },
         "template": {"spec": pod(options, [*map(escape, arguments), *flags], {device: count}, selector)},
     }
@@ -111,7 +115,7 @@ def pod(
     """Return the specification of a pod: one process that drives all devices of its host."""
     claims = [claim.partition(":") for claim in options.claim]
     container: dict[str, Any] = {
-        "name": "psp-jax",
+        "name": CONTAINER,
         "image": options.image,
         "args": arguments,  # the image's entry point is psp_jax.main
         "resources": {"requests": devices, "limits": devices},
@@ -126,6 +130,7 @@ def pod(
         container["securityContext"] = {"privileged": True, "runAsUser": 0}
     specification: dict[str, Any] = {
         "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 60,  # psp_jax.main saves within 30 and ends with code 75
         "securityContext": {"fsGroup": 1000, "fsGroupChangePolicy": "OnRootMismatch"},  # the image's user may write
         "nodeSelector": selector,
         "containers": [container],

@@ -4,8 +4,9 @@
 
 What follows `--` goes to psp_jax.main unchanged, with --coordinator, --num_processes and --process_id after it. Every
 line of output bears the rank of its process. When a process fails the others are ended, and its exit code is this
-command's (128 + n for one that signal n ended). SIGINT, SIGTERM and SIGHUP reach every process. One process drives all
-GPUs of a machine by itself; several share them out by --gpus_per_process.
+command's (128 + n for one that signal n ended). Processes that SIGTERM reached save, and end with code 75: all start
+again, which is no failure. SIGINT, SIGTERM and SIGHUP to this command reach every process, and nothing starts again.
+One process drives all GPUs of a machine by itself; several share them out by --gpus_per_process.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 
+PREEMPTED = 75  # exit code of psp_jax.main after SIGTERM: saved, start it again
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one when its terminal is closed
 
 
@@ -86,7 +88,8 @@ class Run:
                 code = ended if ended > 0 else 128 - ended
                 say(f"process {rank} ended with code {code}; the others have {grace:.0f} s to end")
                 if not signals:
-                    self.signal_all(signal.SIGTERM)
+                    if code != PREEMPTED:  # then the others are saving, too
+                        self.signal_all(signal.SIGTERM)
                     deadline = time.monotonic() + grace
         self.signal_all(signal.SIGKILL)  # children that outlived their process
         for pump in self._pumps:
@@ -148,13 +151,13 @@ def main(argv: list[str]) -> int:
     for number in FORWARDED:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means that it shall not end
             signal.signal(number, lambda received, _: signals.append(received))
-    for attempt in range(options.restarts + 1):
-        if attempt:
-            say(f"restart {attempt} of {options.restarts}")
+    restarts = 0
+    while True:
         code = Run([sys.executable, "-m", options.program, *arguments], spaces).wait(options.grace, signals)
-        if not code or signals:
-            break
-    return code
+        if not code or signals or (code != PREEMPTED and restarts == options.restarts):
+            return code
+        restarts += code != PREEMPTED
+        say("start again after SIGTERM" if code == PREEMPTED else f"restart {restarts} of {options.restarts}")
 
 
 if __name__ == "__main__":

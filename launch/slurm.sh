@@ -8,7 +8,8 @@ usage() {
 usage: launch/slurm.sh [options] -- arguments of psp_jax.main
 
 Submits the training from this checkout, with the Python on PATH. SLURM sends SIGTERM two minutes before it takes the nodes
-back; the processes get it, and after --grace_seconds the job goes back to the queue and later on from its workdir.
+back; the processes get it and save, and the job goes back to the queue and later on from its workdir: after --grace_seconds
+at the latest, and also when the training ends with code 75 (saved after SIGTERM) or 69 (a process did not answer).
 
   --nodes N              nodes (1)
   --gpus_per_node N      GPUs of a node (8)
@@ -20,7 +21,7 @@ back; the processes get it, and after --grace_seconds the job goes back to the q
   --image FILE           an Apptainer image that has the Python; other containers by --srun_flag
   --sbatch_flag FLAG     one more flag for sbatch; may be repeated
   --srun_flag FLAG       one more flag for srun, such as --container-image=IMAGE; may be repeated
-  --grace_seconds N      between SIGTERM and going back to the queue (90)
+  --grace_seconds N      at most between SIGTERM and going back to the queue (90)
   --dry_run              print the command in place of running it
 
 Exit codes: 2 wrong usage, 3 a limit of the cluster, otherwise 1. Paths are relative to the checkout.
@@ -34,10 +35,15 @@ job() { # GRACE_SECONDS COMMAND
   step=$!
   trap 'asked=yes' TERM
   wait "$step" || code=$?
-  [[ $asked == yes ]] || exit "$code"
-  echo "SIGTERM: going back to the queue in at most $left seconds"
-  kill -TERM "$step" 2>/dev/null || true # srun hands it on to the processes
-  while kill -0 "$step" 2>/dev/null && ((left-- > 0)); do sleep 1; done
+  if [[ $asked == yes ]]; then
+    echo "SIGTERM: going back to the queue in at most $left seconds"
+    kill -TERM "$step" 2>/dev/null || true # srun hands it on to the processes
+    while kill -0 "$step" 2>/dev/null && ((left-- > 0)); do sleep 1; done
+  else
+    # 75: SIGTERM reached a process, and all have saved; 69: a process did not answer.
+    [[ $code == 75 || $code == 69 ]] || exit "$code"
+    echo "code $code: going back to the queue"
+  fi
   # A cancelled job stays cancelled; a preempted one may be in the queue already.
   # Where SLURM does not answer, going back is the better guess.
   state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) || state=RUNNING

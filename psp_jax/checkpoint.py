@@ -1,11 +1,12 @@
 """Checkpoints and exported parameters, through Orbax: the only module that imports it.
 
-A checkpoint holds two items: `variables` (parameters and batch-norm statistics: all that inference needs) and
+A checkpoint holds the items `variables` (parameters and batch-norm statistics: all that inference needs) and
 `training` (step and optimizer state). Where the parameters in `variables` are averaged ones, a third item, `trained`,
-holds those that are trained. The data stream is a pure function of the seed and the step, so the step is its position
-as well.
+holds those that are trained; `notes` holds what else a run needs to go on as if it had never ended. The data stream is
+a pure function of the seed and the step, so the step is its position as well.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from psp_jax.train_step import TrainState
 
 VARIABLES = "variables"
 TRAINED = "trained"
+NOTES = "notes"
 
 
 class Checkpoints:
@@ -42,9 +44,16 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
-    def save(self, step: int, state: TrainState, metrics: dict[str, float | None] | None) -> None:
-        """Start writing a checkpoint; the state may be donated as soon as this returns."""
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        metrics: dict[str, float | None] | None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Start writing a checkpoint, `notes` as JSON; the state may be donated as soon as this returns."""
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+        items[NOTES] = ocp.args.JsonSave(dict(notes or {}))
         known = metrics if metrics and metrics["mean_iou"] is not None else None
         if not self._manager.save(step, args=ocp.args.Composite(**items), metrics=known):
             raise ValueError(f"There is a checkpoint of step {step} already.")
@@ -77,6 +86,17 @@ class Checkpoints:
         evaluated, statistics = variables["params"], variables["batch_stats"]
         params, mean = (items[TRAINED], evaluated) if averaged else (evaluated, None)
         return TrainState(training["step"], params, statistics, training["opt_state"], mean)
+
+    def notes(self, step: int) -> dict[str, Any]:
+        """Return the notes saved at `step`; checkpoints of version 0.1.0 have none."""
+        if not (self._manager.directory / str(step) / NOTES).exists():
+            return {}
+        args = ocp.args.Composite(**{NOTES: ocp.args.JsonRestore()})
+        return dict(self._manager.restore(step, args=args)[NOTES])
+
+    def delete(self, step: int) -> None:
+        """Remove a checkpoint, so that another of the same step can be saved; all processes must."""
+        self._manager.delete(step)
 
     def restore_variables(self, step: int, like: Any) -> Any:
         """Return parameters and statistics at `step` without the optimizer; `like` gives shapes and shardings."""

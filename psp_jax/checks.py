@@ -35,6 +35,8 @@ _LEAST = {
     "checkpoint.every_steps": 1,
     "checkpoint.keep_latest": 1,
     "checkpoint.keep_best": 0,
+    "watchdog.times": 0,
+    "watchdog.least_seconds": 1,
     "log.images": 0,
 }
 
@@ -141,12 +143,12 @@ def check_mesh(
         fields["eval.batch_size"] = config.eval.batch_size
     if training or config.eval.precise_bn_batches:
         fields["train.batch_size"] = config.train.batch_size
-    least = LEAST_ROWS * config.model.output_stride
-    if training and spatial > max(crop[0] // least, 1):
+    stride = config.model.output_stride
+    most = max(crop[0] // (LEAST_ROWS * stride), 1)
+    if training and spatial > most:
         raise ValueError(
             f"mesh.spatial={spatial} leaves fewer than {LEAST_ROWS} rows of features to a device for crops of "
-            f"{crop[0]} rows at model.output_stride={config.model.output_stride}; choose at most "
-            f"{max(crop[0] // least, 1)}."
+            f"{crop[0]} rows at model.output_stride={stride}; choose at most {most}."
         )
     for field, size in fields.items():
         if size % data:

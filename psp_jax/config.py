@@ -149,6 +149,8 @@ def defaults() -> ConfigDict:
             "devices": 0,  # how many there must be in all; 0 takes what is there
         }
     )
+    # A process whose run stands still ends with code 69: no step for `times` times the usual one and `least_seconds`.
+    config.watchdog = ConfigDict({"times": 20, "least_seconds": 300})  # times=0 is off
     config.log = ConfigDict({"tensorboard": True, "images": 4})
     return config
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from psp_jax import api, checks, parallel, processes, protocols
 from psp_jax.data.source import Source
 from psp_jax.precise_bn import make_statistics
+from psp_jax.preemption import Preemption
 from psp_jax.progress import track
 from psp_jax.report import write_report
 from psp_jax.validation import Validation
@@ -23,7 +24,8 @@ def evaluate(config: ConfigDict, directory: Path, source: Source, train_source: 
 
     The network, its classes, its normalisation and, where `config.eval` does not say otherwise, the sizes of windows
     and images are the run's own (model.json); `config` says which images, by which protocol, how many at a time, and
-    whether the latest or the best checkpoint. An evaluation that was interrupted goes on where it was.
+    whether the latest or the best checkpoint. An evaluation that was interrupted goes on where it was; SIGTERM keeps
+    what is counted.
 
     Statistics of batch norm are taken anew from config.eval.precise_bn_batches batches of `train_source`, with 0 not.
 
@@ -58,12 +60,13 @@ def evaluate(config: ConfigDict, directory: Path, source: Source, train_source: 
         config.eval.stride,
         card.window,
     )
-    validation = Validation(config, card, model.network, mesh, source, directory, protocol=protocol)
-    with lock(directory) if processes.is_primary() else contextlib.nullcontext():
+    with Preemption() as preemption, lock(directory) if processes.is_primary() else contextlib.nullcontext():
         processes.wait_for_all("locked")
+        between = preemption.check
+        validation = Validation(config, card, model.network, mesh, source, directory, None, protocol, between)
         variables = model.variables
         if train_source is not None and config.eval.precise_bn_batches:
-            show = functools.partial(track, primary=processes.is_primary())
+            show = functools.partial(track, primary=processes.is_primary(), between=between)
             statistics = make_statistics(config, card, mesh, train_source, show)
             variables = variables | {"batch_stats": statistics(variables["params"])}
         scores = validation.run(variables, model.step, resume=True)

@@ -12,14 +12,14 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from psp_jax import processes
+from psp_jax import agreement, compile_cache, processes
 from psp_jax.command import last_words, run_command
 from psp_jax.config import unknown_override
 from psp_jax.data.prepared import describe, ensure_prepared
 from psp_jax.data.source import Source, open_source
 from psp_jax.evaluate import evaluate
 from psp_jax.train import check_run, train
-from psp_jax.workdir import ModelCard
+from psp_jax.workdir import ModelCard, environment, versions
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration, for example configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, pictures.")
@@ -31,9 +31,20 @@ _RESUME = flags.DEFINE_enum(
     "A workdir with checkpoints goes on from the newest. auto refuses where the configuration changed in a field that "
     "decides what is learned; override accepts the change.",
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, or auto (Cloud TPU, SLURM).")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, or auto (Cloud TPU, GKE's TPUs, SLURM, Open MPI)."
+)
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Rank of this process, with --coordinator.")
+_START_TIMEOUT = flags.DEFINE_integer(
+    "start_timeout", 300, "Seconds that the processes of the run have to come together.", lower_bound=1
+)
+_COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache",
+    None,
+    "Directory that keeps compiled programs for the next start, or off. By default JAX_COMPILATION_CACHE_DIR, or else "
+    "~/.cache/psp_jax/compilation, and .psp_jax_compilation beside the workdir where a run has several processes.",
+)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -60,8 +71,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         raise ValueError(last_words(error)) from error
 
 
-def _sources(config: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
-    """Prepare the data set if it is not, on one process while the others wait, and open `splits`."""
+def _sources(config: ConfigDict, hosts: list[str], splits: tuple[str, ...]) -> list[Source]:
+    """Prepare the data set if it is not, on one process while the others wait, open `splits`, and compare hosts."""
     data = config.data
     if not data.dir:
         raise ValueError("config.data.dir is empty; set --config.data.dir=DIR to the folder of your data set.")
@@ -70,22 +81,42 @@ def _sources(config: ConfigDict, splits: tuple[str, ...]) -> list[Source]:
         directory = ensure_prepared(data.name, data.dir, archive=data.archive or None, **where)
         print(describe(directory), flush=True)
     processes.wait_for_all("prepare")
-    return [open_source(data.name, data.dir, split, **where) for split in splits]
+    sources = [open_source(data.name, data.dir, split, **where) for split in splits]
+    agreement.check_same("data", agreement.of_data(sources), hosts, _START_TIMEOUT.value)
+    return sources
+
+
+def _meet(config: ConfigDict) -> list[str]:
+    """Start together with the other processes, refuse what they do not have in common, and return their hosts."""
+    seconds = _START_TIMEOUT.value
+    processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, seconds)
+    primary = processes.rank() == 0
+    if primary and (variables := environment()):  # before XLA aborts over one that it does not know
+        print("environment:", *(f"{name}={value}" for name, value in variables.items()), flush=True)
+    hosts = agreement.gather_hosts(seconds)
+    names = [host.name for host in hosts]
+    if primary and len(hosts) > 1:
+        print(agreement.table(hosts), flush=True)
+    command = {"--mode": _MODE.value, "--resume": _RESUME.value} | versions()
+    agreement.check_same("start", agreement.of_configuration(config, command), names, seconds)
+    agreement.check_hosts(hosts, config.mesh.devices)  # the configuration is the same by now: all refuse, or none
+    return names
 
 
 def _run(_: list[str]) -> None:
     config = FrozenConfigDict(_CONFIG.value)
     check_run(config)
     logging.set_verbosity(logging.ERROR)  # Orbax tells every step of every save otherwise, and warns without a reason
-    processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    hosts = _meet(config)
     directory = Path(str(_WORKDIR.value))
+    compile_cache.enable(_COMPILE_CACHE.value or compile_cache.default_directory(directory, len(hosts)))
     if _MODE.value == "train":
-        train_source, eval_source = _sources(config, (config.data.train_split, config.data.eval_split))
+        train_source, eval_source = _sources(config, hosts, (config.data.train_split, config.data.eval_split))
         train(config, directory, train_source, eval_source, override=_RESUME.value == "override")
     else:
         ModelCard.read(directory)  # refuse a workdir without a model before any data is prepared
         splits = (config.data.eval_split, *([config.data.train_split] if config.eval.precise_bn_batches else []))
-        evaluate(config, directory, *_sources(config, splits))
+        evaluate(config, directory, *_sources(config, hosts, splits))
     if processes.is_primary():
         print(f"results: {directory}/report.html and {directory}/eval, pictures: {directory}/predictions", flush=True)
 

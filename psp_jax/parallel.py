@@ -52,6 +52,11 @@ def batch_axis_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def image_sharding(mesh: Mesh, images: int) -> NamedSharding:
+    """Return the sharding of `images` images that are evaluated: over all devices where they divide, or over `data`."""
+    return (batch_axis_sharding if images % mesh.size else all_devices_sharding)(mesh)
+
+
 def spread_shardings(tree: Any, mesh: Mesh) -> Any:
     """Return the shardings of a tree of parameters or their momentum of which each device holds a share.
 
@@ -159,7 +164,7 @@ def to_replicated(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, tree)
 
 
-def local_rows(x: Array) -> np.ndarray:
-    """Return this process's rows of an array [B, ...] that is sharded along its first axis."""
-    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
-    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+def local_rows(x: Array) -> list[np.ndarray]:
+    """Return this process's rows of an array [B, ...] split along its first axis; no row is another process's too."""
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards if shard.replica_id == 0}
+    return [row for start in sorted(shards) for row in np.asarray(shards[start])]

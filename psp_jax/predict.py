@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from psp_jax import api
+from psp_jax import api, compile_cache
 from psp_jax.classes import ClassTable
 from psp_jax.command import run_command
 from psp_jax.data.decode import decode_image
@@ -258,6 +258,7 @@ def main() -> None:
     if args.batch < 1:
         raise ValueError(f"--batch={args.batch} must be at least 1.")
     images = find_images(args.inputs, args.output)
+    compile_cache.enable(compile_cache.default_directory(args.workdir, 1))
     done, failures = predict(
         api.load(args.workdir, args.checkpoint),
         images,

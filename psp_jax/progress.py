@@ -24,6 +24,8 @@ from rich.progress import Progress as Bars
 from psp_jax.atomic import replacing
 
 Tracked = contextlib.AbstractContextManager[Callable[[int], None]]
+# Not in a step's line on the console: `CompileLog.words` has told them.
+_LOGGED_ONLY = ("compile_seconds", "compile_hits", "compile_misses")
 _HEARTBEAT_SECONDS = 30.0  # without a terminal, a long `track` says this often how far it is
 
 
@@ -39,12 +41,20 @@ class Progress:
       start_step: steps already taken, 0 for a new run.
       primary: whether this process is the one that logs.
       tensorboard: whether to write TensorBoard events.
+      between: see `track`.
     """
 
     def __init__(
-        self, workdir: str | Path, total_steps: int, start_step: int, *, primary: bool, tensorboard: bool
+        self,
+        workdir: str | Path,
+        total_steps: int,
+        start_step: int,
+        *,
+        primary: bool,
+        tensorboard: bool,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
-        self._total, self._primary = total_steps, primary
+        self._total, self._primary, self._between = total_steps, primary, between
         self._first: tuple[int, float] | None = None  # first step finished by this process, and when
         self._remaining = ""
         self._writer: Any = None
@@ -95,7 +105,7 @@ class Progress:
             return
         values = {key: values[key] for key in ("loss", "main_loss", "aux_loss", *values) if key in values}
         self._record(self._metrics, step, values)
-        words = [_words(key, float(value)) for key, value in values.items()]
+        words = [_words(key, float(value)) for key, value in values.items() if key not in _LOGGED_ONLY]
         if self._bars is not None:
             short = [_words(key, float(values[key])) for key in ("loss", "images_per_second") if key in values]
             self._bars.update(self._bar, note="  ".join([*short, self._remaining]))
@@ -122,7 +132,7 @@ class Progress:
 
     def track(self, total: int, description: str, first: int = 0) -> Tracked:
         """Show a second bar below the first, for example while validating: see the function `track`."""
-        return track(total, description, first=first, primary=self._primary, bars=self._bars)
+        return track(total, description, first=first, primary=self._primary, bars=self._bars, between=self._between)
 
     def close(self) -> None:
         """Flush and close everything; the bar stays on the screen as it is. Closing twice is fine."""
@@ -147,7 +157,13 @@ class Progress:
 
 @contextlib.contextmanager
 def track(
-    total: int, description: str, *, first: int = 0, primary: bool = True, bars: Bars | None = None
+    total: int,
+    description: str,
+    *,
+    first: int = 0,
+    primary: bool = True,
+    bars: Bars | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Iterator[Callable[[int], None]]:
     """Show how far a piece of work is. Yields `advance(n)`, which counts n more of `total` as done.
 
@@ -163,9 +179,10 @@ def track(
       first: how many of them were done before.
       primary: False shows nothing.
       bars: the live display to join; without one, a display of its own where stdout is a terminal.
+      between: called by every `advance`, on every process; an exception out of it ends the work.
     """
     if not primary:
-        yield lambda n: None
+        yield lambda n: between()
         return
     own = _start_bars() if bars is None else None
     shown = bars or own
@@ -183,6 +200,7 @@ def track(
         elif now - spoken >= _HEARTBEAT_SECONDS:
             spoken = now
             _print(f"{description}: {done}/{total} after {now - begin:.0f} s, {left}", None)
+        between()
 
     try:
         yield advance
@@ -192,58 +210,6 @@ def track(
         if own is not None:
             own.stop()
         _print(f"{description}: {done}/{total} in {time.monotonic() - begin:.1f} s", bars)
-
-
-class Throughput:
-    """Counts images per second and the share of time spent waiting for data, per logging interval.
-
-    Example:
-      speed = Throughput()
-      for _ in range(steps):
-          with speed.waiting():
-              batch = next(batches)
-          state, metrics = train_step(state, batch)
-          speed.add(batch_size)
-          with speed.paused():
-              validate()
-      log(speed.take())
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._restart()
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
-        begin = self._clock()
-        try:
-            yield
-        finally:
-            self._wait += self._clock() - begin
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the time inside out of account, for what is no training: validation, pictures."""
-        begin = self._clock()
-        try:
-            yield
-        finally:
-            self._begin += self._clock() - begin
-
-    def add(self, images: int) -> None:
-        """Count the images (of all processes) of one step."""
-        self._images += images
-
-    def take(self) -> dict[str, float]:
-        """Return images_per_second and data_wait (a share, 0..1) since the last call, and start a new interval."""
-        seconds = max(self._clock() - self._begin, 1e-9)
-        values = {"images_per_second": self._images / seconds, "data_wait": min(1.0, self._wait / seconds)}
-        self._restart()
-        return values
-
-    def _restart(self) -> None:
-        self._begin, self._wait, self._images = self._clock(), 0.0, 0
 
 
 def _open_log(path: Path, last_step: int) -> TextIO:

@@ -1,10 +1,9 @@
-"""The training loop: build, restore, then per step: batch, update, look at the step before, validate, save."""
+"""The training loop: build, restore, then per step: stop if asked, batch, update, look at the step before, validate."""
 
 import contextlib
 import functools
-import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from psp_jax import checks, parallel, processes, protocols
+from psp_jax import checks, parallel, processes, protocols, run_record
 from psp_jax.build import build_optimizer, build_step
 from psp_jax.checkpoint import Checkpoints
 from psp_jax.class_weights import complete
+from psp_jax.compile_cache import CompileLog
 from psp_jax.config import check_fields
-from psp_jax.data.pipeline import train_batches
+from psp_jax.data.pipeline import BatchIterator, train_batches
 from psp_jax.data.source import Source
 from psp_jax.data.transforms import AugmentSettings
 from psp_jax.download import checksum
+from psp_jax.goodput import Goodput
 from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model, check_model, variable_shapes
 from psp_jax.precise_bn import make_statistics
+from psp_jax.preemption import Preempted, Preemption
 from psp_jax.progress import Progress
 from psp_jax.recorder import Recorder
 from psp_jax.train_step import (
@@ -35,9 +37,11 @@ from psp_jax.train_step import (
     create_state,
 )
 from psp_jax.validation import Validation
+from psp_jax.walltime import WallTime
+from psp_jax.watchdog import Watchdog
 from psp_jax.weights.fetch import fetch
 from psp_jax.weights.initial import RANDOM, check_init, initialise
-from psp_jax.workdir import CHECKPOINTS, ModelCard, check_owner, lock, versions, write_json
+from psp_jax.workdir import CHECKPOINTS, ModelCard, check_owner, lock, write_json
 
 
 def check_run(config: ConfigDict) -> None:
@@ -58,6 +62,9 @@ def train(
 ) -> TrainState:
     """Train as `config` says, going on from the newest checkpoint in `directory` where there is one.
 
+    SIGTERM saves the state after the present step, also out of a validation, which then is the first thing that the
+    next start does. A run so interrupted gives what an undisturbed one gives.
+
     Args:
       config: checked and complete.
       directory: the run's workdir; made if missing.
@@ -71,45 +78,80 @@ def train(
     Raises:
       ValueError: the workdir belongs to another configuration, batches do not divide over the mesh, or class weights
         are not those of the classes.
+      Preempted: SIGTERM came, here or on another process.
       TrainingDiverged: loss or gradient is not finite; the last checkpoint before that is kept.
     """
+    compiled, walltime = CompileLog(), WallTime()
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
     sides = mesh.shape["data"], mesh.shape["spatial"]
     checks.check_mesh(config, checks.crop_size(config), True, *sides, jax.process_count())
     PixelLoss(**config.loss).check(train_source.classes.num_classes)
-    steps = checks.total_steps(config, len(train_source))
+    steps, images = checks.total_steps(config, len(train_source)), len(train_source)
     card = _card(config, train_source)
-    check_owner(directory, _plain(config), card.classes, len(train_source), override)
+    check_owner(directory, run_record.plain(config), card.classes, images, override)
     model = build_model(card.model, card.classes.num_classes)
     schedule, optimizer = build_optimizer(config, steps)
     state = create_state(model, optimizer, config.seed, mesh, bool(config.train.ema_decay))
+    with contextlib.ExitStack() as stack:
+        watch = stack.enter_context(_watched(config, directory, walltime))
+        checkpoints = Checkpoints(directory / CHECKPOINTS, config.checkpoint.keep_latest, config.checkpoint.keep_best)
+        stack.callback(_close, checkpoints, walltime)
+        latest, notes = checkpoints.latest_step(), dict[str, Any]()
+        if latest is not None:
+            state, notes, origin = checkpoints.restore(latest, state), checkpoints.notes(latest), ""
+        else:
+            state, origin = _initialised(state, config.init, card, mesh)
+        start, owed = int(state.step), notes.get("owed", False)
+        pixel_loss = complete(PixelLoss(**config.loss), run_record.plain(config), train_source, directory, start, steps)
+        step_fn = build_step(config, card.classes.ignore_label, model, optimizer, mesh, pixel_loss)
+        if processes.is_primary():  # only now: a run that cannot go on keeps the record of what it was
+            card.write(directory)
+            write_json(directory / "config.json", run_record.record(config, card, steps, images, pixel_loss))
+        logs = {"primary": processes.is_primary(), "tensorboard": config.log.tensorboard}
+        progress = stack.enter_context(Progress(directory, steps, start, **logs, between=watch.between))
+        progress.say(run_record.opening(config, mesh, directory, (start, steps), owed, images, state, origin))
+        every, held = config.train.log_every_steps, notes.get("interval", [])
+        told = progress, walltime, watch.goodput, compiled
+        recorder = Recorder(*told, schedule, every, steps, train_source, directory, held)
+        validation = Validation(config, card, model, mesh, eval_source, directory, progress)
+        renew = _renewed_statistics(config, card, mesh, train_source, progress)
+        run = _Run(config, mesh, train_source, step_fn, recorder, renew, validation, checkpoints, watch.preemption)
+        return _loop(run, state, (start, steps), owed)
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """What looks after a run: the record of its time, and whether it is to end."""
+
+    walltime: WallTime
+    goodput: Goodput | None
+    preemption: Preemption
+
+    def between(self) -> None:
+        """Look after the run between two batches of a validation, on every process."""
+        self.walltime.move()
+        if self.goodput:
+            self.goodput.keep()
+        self.preemption.check()
+
+
+@contextlib.contextmanager
+def _watched(config: ConfigDict, directory: Path, walltime: WallTime) -> Iterator[_Watch]:
+    """Hold the workdir, and look after the run inside."""
     primary = processes.is_primary()
     with contextlib.ExitStack() as stack:
         if primary:
             stack.enter_context(lock(directory))
         processes.wait_for_all("locked")
-        checkpoints = Checkpoints(directory / CHECKPOINTS, config.checkpoint.keep_latest, config.checkpoint.keep_best)
-        stack.callback(checkpoints.close)
-        latest = checkpoints.latest_step()
-        if latest is not None:
-            state, origin = checkpoints.restore(latest, state), ""
-        else:
-            state, origin = _initialised(state, config.init, card, mesh)
-        start = int(state.step)
-        pixel_loss = complete(PixelLoss(**config.loss), _plain(config), train_source, directory, start, steps)
-        step_fn = build_step(config, card.classes.ignore_label, model, optimizer, mesh, pixel_loss)
-        if primary:  # only now: a run that cannot go on keeps the record of what it was
-            card.write(directory)
-            write_json(directory / "config.json", _record(config, card, steps, len(train_source), pixel_loss))
-        progress = stack.enter_context(
-            Progress(directory, steps, start, primary=primary, tensorboard=config.log.tensorboard)
-        )
-        progress.say(_opening(config, mesh, directory, start, steps, len(train_source), state, origin))
-        recorder = Recorder(progress, schedule, config.train.log_every_steps, steps, train_source, directory)
-        validation = Validation(config, card, model, mesh, eval_source, directory, progress)
-        renew = _renewed_statistics(config, card, mesh, train_source, progress)
-        span = (start, steps)
-        return _loop(config, mesh, train_source, state, span, step_fn, recorder, renew, validation, checkpoints)
+        goodput = stack.enter_context(Goodput(directory, walltime)) if primary else None
+        preemption = stack.enter_context(Preemption())
+        stack.enter_context(Watchdog(walltime, directory, jax.process_index(), **config.watchdog))
+        yield _Watch(walltime, goodput, preemption)
+
+
+def _close(checkpoints: Checkpoints, walltime: WallTime) -> None:
+    with walltime.during("checkpoint"):
+        checkpoints.close()
 
 
 def _card(config: ConfigDict, source: Source) -> ModelCard:
@@ -147,99 +189,110 @@ def _renewed_statistics(
     return lambda state: replace(state, batch_stats=statistics(state.variables["params"]))
 
 
-def _loop(
-    config: ConfigDict,
-    mesh: Mesh,
-    source: Source,
-    state: TrainState,
-    span: tuple[int, int],
-    step_fn: StepFunction,
-    recorder: Recorder,
-    renew: Callable[[TrainState], TrainState],
-    validation: Validation,
-    checkpoints: Checkpoints,
-) -> TrainState:
-    """Take the steps of `span`; the order of events matters and is stated where they stand."""
-    sharding = parallel.batch_axis_sharding(mesh)
-    share = parallel.share(sharding)
-    start, steps = span
-    batches = train_batches(
-        source,
-        crop_size=checks.crop_size(config),
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        start_step=start,
-        num_steps=steps - start,
-        shard_index=share[0],
-        shard_count=share[1],
-        augment=AugmentSettings(**config.augment),
-        num_workers=config.data.num_workers,
-    )
-    with contextlib.closing(batches):
+@dataclass(frozen=True)
+class _Run:
+    """What the loop works with."""
+
+    config: ConfigDict
+    mesh: Mesh
+    source: Source
+    step_fn: StepFunction
+    recorder: Recorder
+    renew: Callable[[TrainState], TrainState]
+    validation: Validation
+    checkpoints: Checkpoints
+    preemption: Preemption
+
+    def batches(self, start: int, steps: int) -> BatchIterator:
+        """Return this process's share of the batches of the steps start + 1 ... steps."""
+        config, (index, count) = self.config, parallel.share(parallel.batch_axis_sharding(self.mesh))
+        return train_batches(
+            self.source,
+            crop_size=checks.crop_size(config),
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            start_step=start,
+            num_steps=steps - start,
+            shard_index=index,
+            shard_count=count,
+            augment=AugmentSettings(**config.augment),
+            num_workers=config.data.num_workers,
+        )
+
+    def finish(self, done: int, state: TrainState, validate: bool, saved: bool = False) -> TrainState:
+        """Return the state of step `done` with renewed statistics, after validating and saving it.
+
+        Args:
+          done: the step.
+          state: after it.
+          validate: whether to; a validation that SIGTERM breaks off is owed, and the state saved without scores.
+          saved: whether such a state is saved.
+        """
+        scores = None
+        try:
+            with self.recorder.walltime.during("validation"):
+                state = self.renew(state)
+                if validate:
+                    scores = self.validation.run(state.variables, done, functools.partial(self.recorder.show, done))
+        except Preempted:
+            self.stop(done, None if saved else state, owed=validate)
+            raise
+        if scores:
+            self.recorder.validated(done, scores)
+        if saved:
+            self.checkpoints.delete(done)  # a kill before the next line costs the steps since the checkpoint before
+        self.save(done, state, scores)
+        return state
+
+    def save(
+        self, done: int, state: TrainState, scores: dict[str, float | None] | None = None, owed: bool = False
+    ) -> None:
+        """Start writing a checkpoint, with what a run that goes on from it must know to log the same lines."""
+        with self.recorder.walltime.during("checkpoint"):
+            self.checkpoints.save(done, state, scores, {"interval": self.recorder.interval, "owed": owed})
+
+    def stop(self, done: int, state: TrainState | None, owed: bool = False) -> None:
+        """Save the state of step `done`, None where that was done before, since SIGTERM came."""
+        if state is not None:
+            self.save(done, state, owed=owed)
+        self.recorder.stopped(done)
+
+
+def _loop(run: _Run, state: TrainState, span: tuple[int, int], owed: bool) -> TrainState:
+    """Take the steps; the order of events matters and is stated where they stand.
+
+    Args:
+      run: what they take.
+      state: the first one.
+      span: steps taken so far, steps of the whole run.
+      owed: whether SIGTERM broke off the validation of `state`.
+    """
+    config, recorder, walltime = run.config, run.recorder, run.recorder.walltime
+    sharding = parallel.batch_axis_sharding(run.mesh)
+    (start, steps), saved = span, span[0]  # before the first step there is nothing to lose
+    if owed:
+        state = run.finish(start, state, validate=True, saved=True)
+    with contextlib.closing(run.batches(start, steps)) as batches:
         for done in range(start + 1, steps + 1):
-            with recorder.throughput.waiting():
+            if run.preemption.reached():  # not asked after the last step: the run ends by itself
+                recorder.settle()  # a state that is not finite must be neither validated nor saved
+                run.stop(done - 1, state if saved < done - 1 else None)
+                raise Preempted
+            walltime.begin(done)
+            with walltime.during("data_wait"):
                 batch = next(batches)
             index = batch.pop("index")
-            state, metrics = step_fn(state, parallel.to_global(batch, sharding))
+            with walltime.during("compile" if done == start + 1 else walltime.activity):
+                state, metrics = run.step_fn(state, parallel.to_global(batch, sharding))
             if done == start + 1:
-                recorder.throughput.take()  # this call compiled; images per second count from here
+                walltime.take()  # this call compiled; images per second count from here
+                recorder.compiled()
             # The metrics of the step before are there by now: reading them does not stall the device.
             recorder.settle()
             recorder.push(done, metrics, index)
-            recorder.throughput.add(config.train.batch_size)
+            walltime.add(config.train.batch_size)
             validate = done == steps or (config.eval.every_steps and done % config.eval.every_steps == 0)
             if validate or done % config.checkpoint.every_steps == 0:
-                recorder.settle()  # a state that is not finite must be neither validated nor saved
-                scores = None
-                with recorder.throughput.paused():
-                    state = renew(state)
-                    if validate:
-                        scores = validation.run(state.variables, done, functools.partial(recorder.show, done))
-                        recorder.validated(done, scores)
-                checkpoints.save(done, state, scores)
+                recorder.settle()
+                state, saved = run.finish(done, state, bool(validate)), done
     return state
-
-
-def _record(config: ConfigDict, card: ModelCard, steps: int, images: int, loss: PixelLoss) -> dict[str, Any]:
-    """Return what config.json tells of a run."""
-    return {
-        "config": _plain(config),
-        "resolved": {
-            "steps": steps,
-            "train_images": images,
-            "batch_size": config.train.batch_size,
-            "epochs": steps * config.train.batch_size / images,
-            "backbone_lr": config.optimizer.base_lr,
-            "head_lr": config.optimizer.base_lr * config.optimizer.head_lr_multiplier,
-            "class_weights": loss.class_weights,
-            "devices": jax.device_count(),
-            "device_kind": jax.devices()[0].device_kind,
-            "processes": jax.process_count(),
-        },
-        "classes_digest": card.classes.digest(),
-        "versions": versions(),
-    }
-
-
-def _plain(config: ConfigDict) -> dict[str, Any]:
-    return dict(json.loads(config.to_json()))
-
-
-def _state_of(start: int, steps: int) -> str:
-    if start >= steps:
-        return f"finished already at step {start}: validate with --mode=evaluate, or add steps with --resume=override"
-    return f"going on after step {start}" if start else "starting"
-
-
-def _opening(
-    config: ConfigDict, mesh: Mesh, directory: Path, start: int, steps: int, images: int, state: TrainState, origin: str
-) -> str:
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    model = config.model
-    return (
-        f"{model.head.upper()} head on ResNet-{model.depth}, output stride {model.output_stride}: "
-        f"{parameters / 1e6:.1f} M parameters, {model.dtype}\n"
-        f"{steps} steps of {config.train.batch_size} crops {checks.crop_size(config)} from {images} images "
-        f"({steps * config.train.batch_size / images:.1f} epochs) on {mesh.size} x {jax.devices()[0].device_kind}\n"
-        f"{_state_of(start, steps)} in {directory}{origin}"
-    )

@@ -22,6 +22,7 @@ from psp_jax.data.pipeline import eval_batches
 from psp_jax.data.source import Source
 from psp_jax.inference import TILE, Variables, join_halves, make_eval_step, make_forward
 from psp_jax.metrics import summarize
+from psp_jax.preemption import Preempted
 from psp_jax.progress import Progress, track
 from psp_jax.protocols import Protocol, grouped
 from psp_jax.sliding import SlidingScorer, make_scorer, make_sliding_step
@@ -53,7 +54,7 @@ class _Way:
 
 
 class Validation:
-    """Scores variables on every image of a split at its original size.
+    """Scores variables on every image of a split at its original size, asking `between` batches whether to go on.
 
     Writes eval/ (see `results`) and predictions/*.png into the run's directory. Built once: it compiles at its first
     use only. Without a protocol each image is resized into the card's canvas and runs once (`WHOLE`).
@@ -69,12 +70,14 @@ class Validation:
         directory: Path,
         progress: Progress | None = None,
         protocol: Protocol | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         if not len(source):
             raise ValueError(f"The split {config.data.eval_split} holds no image; choose another split.")
         self._card, self._mesh, self._source, self._directory = card, mesh, source, directory
         self._protocol, self._options = protocol, config.eval
-        self._track = progress.track if progress else functools.partial(track, primary=processes.is_primary())
+        own_track = functools.partial(track, primary=processes.is_primary(), between=between)
+        self._track = progress.track if progress else own_track
         self._workers, self._split = config.data.num_workers, config.data.eval_split
         self._statistics = {
             "precise_bn_batches": config.eval.precise_bn_batches,
@@ -86,8 +89,7 @@ class Validation:
         forward = make_forward(model, card.mean, card.std)
         if protocol is None:
             self._batch_size = config.eval.batch_size
-            spread = self._batch_size % mesh.size == 0
-            self._sharding = (parallel.all_devices_sharding if spread else parallel.batch_axis_sharding)(mesh)
+            self._sharding = parallel.image_sharding(mesh, self._batch_size)
             step = make_eval_step(
                 forward,
                 num_classes=card.classes.num_classes,
@@ -164,10 +166,8 @@ class Validation:
         words = tally.load(partial, owner)
         processes.wait_for_all("tally")  # nobody saves before everybody has read
         if not processes.agree(int(tally.done.sum())):
-            words, tally = (
-                f"{partial} is not seen alike by all processes; starting anew",
-                Tally(*tally.images.shape[::2]),
-            )
+            words = f"{partial} is not seen alike by all processes; starting anew"
+            tally = Tally(*tally.images.shape[::2])
         if processes.is_primary():
             if words:
                 print(words, flush=True)
@@ -177,22 +177,32 @@ class Validation:
         return tally
 
     def _count(self, variables: Variables, tally: Tally, save: Callable[[], None] | None) -> None:
-        """Count the images that the tally lacks."""
+        """Count the images that the tally lacks; it is kept now and then, at the end, and at SIGTERM."""
+
+        def keep() -> None:
+            if save and processes.is_primary():
+                try:
+                    save()
+                except OSError as error:  # the evaluation can be finished all the same
+                    print(f"what is counted so far could not be saved below {self._directory}: {error}", flush=True)
+
         pending = [int(i) for i in np.argsort(-self._work, kind="stable") if not tally.done[i]]
         saved = time.monotonic()
-        with self._track(int(self._work.sum()), "evaluate", first=int(self._work[tally.done].sum())) as advance:
-            for data, counts in _one_behind(self._scored(variables, pending)):
-                index = np.asarray(counts["index"])
-                if self._options.save_predictions and save:
-                    self._write_predictions(data, counts)
-                tally.add(join_halves(np.asarray(counts["confusion"])), np.asarray(counts["images"]), index)
-                advance(int(self._work[index[index >= 0]].sum()))
-                if save and processes.is_primary() and time.monotonic() - saved > _SAVE_SECONDS:
-                    saved = time.monotonic()
-                    try:
-                        save()
-                    except OSError as error:  # the evaluation can be finished all the same
-                        print(f"what is counted so far could not be saved below {self._directory}: {error}", flush=True)
+        try:
+            with self._track(int(self._work.sum()), "evaluate", first=int(self._work[tally.done].sum())) as advance:
+                for data, counts in _one_behind(self._scored(variables, pending)):
+                    index = np.asarray(counts["index"])
+                    if self._options.save_predictions and save:
+                        self._write_predictions(data, counts)
+                    tally.add(join_halves(np.asarray(counts["confusion"])), np.asarray(counts["images"]), index)
+                    advance(int(self._work[index[index >= 0]].sum()))
+                    if time.monotonic() - saved > _SAVE_SECONDS:
+                        saved = time.monotonic()
+                        keep()
+        except Preempted:
+            keep()
+            raise
+        keep()
 
     def _scored(self, variables: Variables, indices: Sequence[int]) -> Iterator[tuple[Batch, Batch]]:
         """Yield each batch and its counts, both on the devices."""

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +45,11 @@ _FREE_ON_RESUME = (
     "eval.",
     "checkpoint.",
     "mesh.",
+    "watchdog.",
     "log.",
 )
 PACKAGES = ("psp-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+VARIABLES = ("JAX_", "LIBTPU_", "NCCL_", "XLA_")  # what the names begin with
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it or start in a new workdir.") from None
+
+
+def environment() -> dict[str, str]:
+    """Return the variables that are set and change what JAX, XLA and NCCL do, with their values."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES) and value}
 
 
 def versions() -> dict[str, str]:

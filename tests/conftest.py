@@ -94,6 +94,12 @@ class Run:
         return run_module("psp_jax.main", *self.flags, "--workdir", workdir, *more, **options)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let the commands share what they compile, and keep it out of the home directory."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Twelve steps of a tiny PSPNet on 21 images, validated on 10, by the real command."""

@@ -86,8 +86,8 @@ def test_restarts_come_to_an_end(tpu):
     assert len(tpu.calls("gcloud", "create")) == 3 and not tpu.calls("train")
 
 
-# Its whole session goes, as when the machine restarts; or it is asked to end first.
-@pytest.mark.parametrize("end", ["kill -KILL 0", "kill -TERM $$"])
+# Its whole session goes, as when the machine restarts; or it is asked to end first, and may save; or a worker hangs.
+@pytest.mark.parametrize("end", ["kill -KILL 0", "kill -TERM $$", "exit 75", "exit 69"])
 def test_a_lost_training_starts_again_on_the_same_tpu(tpu, end):
     (tpu.folder / "deeds").write_text(f"{end}\nexit 0\n")
     result = cloud_tpu(tpu, "up", *UP)

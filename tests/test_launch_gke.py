@@ -118,8 +118,11 @@ def test_storage(stubs):
 def test_preemption_restarts_without_limit_and_failures_count(stubs):
     manifest = rendered(stubs, *TPU, "--max_restarts=7")
     _, job, pod = parts(manifest)
-    (pod_rule,) = job["podFailurePolicy"]["rules"]
-    assert pod_rule == {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    taken, saved = job["podFailurePolicy"]["rules"]
+    assert taken == {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    (container,) = pod["containers"]
+    codes = {"containerName": container["name"], "operator": "In", "values": [75]}
+    assert saved == {"action": "FailJob", "onExitCodes": codes} and pod["terminationGracePeriodSeconds"] == 60
     policy = manifest["spec"]["failurePolicy"]
     assert policy["maxRestarts"] == 7 and pod["restartPolicy"] == "Never"  # podFailurePolicy asks for Never
     (rule,) = policy["rules"]

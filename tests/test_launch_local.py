@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# Writes what it was told, then does what `--<rank>=...` says: an exit code, "wait" for a signal, or "deaf" to it.
+# Writes what it was told, then does what `--<rank>=...` says: a code, "wait" for a signal, "deaf" or "saving".
 # A file started.RANK.START appears for each start, so that a test can act on the process whose number it holds.
 PROGRAM = """
 import os, signal, sys, time
@@ -24,7 +24,7 @@ deeds = flags.get(rank, "0").split(",")
 deed = deeds[min(start, len(deeds) - 1)]
 if deed == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if deed == "wait":
+if deed in ("wait", "saving"):
     signal.signal(signal.SIGTERM, lambda *_: (print("got SIGTERM"), sys.exit(5)))
     signal.signal(signal.SIGINT, lambda *_: (print("got SIGINT"), sys.exit(6)))
     signal.signal(signal.SIGHUP, lambda *_: (print("got SIGHUP"), sys.exit(7)))
@@ -37,7 +37,9 @@ while deed not in ("0", "wait", "deaf") and len(list(folder.glob(f"started.*.{st
     time.sleep(0.02)  # a failure ends the others, which are to be there
 if deed in ("wait", "deaf"):
     time.sleep(60)
-sys.exit(int(deed))
+if deed == "saving":
+    time.sleep(1)
+sys.exit(75 if deed == "saving" else int(deed))
 """
 
 
@@ -116,6 +118,18 @@ def test_a_killed_process_restarts_the_whole(launch, tmp_path):
         "[launch] restart 1 of 1",
     ]
     assert pid(tmp_path, 0, start=1) != pid(tmp_path, 0) and is_gone(pid(tmp_path, 0))
+
+
+def test_a_start_after_sigterm_counts_as_no_failure_and_nobody_is_ended_while_saving(launch):
+    code, lines = ends(launch("--restarts=1", run=("--0=75,4,0", "--1=saving,wait,0")))
+    assert code == 0
+    assert [line for line in lines if line.startswith("[launch]") or "got" in line] == [
+        "[launch] process 0 ended with code 75; the others have 30 s to end",
+        "[launch] start again after SIGTERM",
+        "[launch] process 0 ended with code 4; the others have 30 s to end",
+        "[1] got SIGTERM",
+        "[launch] restart 1 of 1",
+    ]
 
 
 def test_restarts_are_used_up(launch, tmp_path):

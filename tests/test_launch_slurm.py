@@ -114,6 +114,14 @@ def test_a_job_that_ends_gives_its_code_and_stays_ended(stubs, code):
     assert not stubs.calls("scontrol")
 
 
+@pytest.mark.parametrize("code", [69, 75])
+def test_a_job_that_can_go_on_goes_back_to_the_queue(stubs, code):
+    process = start(stubs, f"exit {code}")
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, f"code {code}: going back to the queue\n")
+    assert stubs.calls("scontrol") == [["scontrol", "requeue", "4711"]]
+
+
 def test_sigterm_is_handed_on_and_the_job_goes_back_to_the_queue(stubs):
     process = start(stubs, "trap 'touch \"$here/told\"; exit 0' TERM; for i in $(seq 600); do sleep 0.1; done")
     process.send_signal(signal.SIGTERM)

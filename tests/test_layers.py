@@ -15,28 +15,29 @@ ROWS: tuple[tuple[str, ...], ...] = (
     # commands
     (
         *("main", "prepare", "predict", "export", "import_weights", "score", "compare", "ablate"),
-        *("check_data", "new_dataset"),
+        *("check_data", "new_dataset", "plan"),
     ),
     ("train", "evaluate"),  # loops
-    ("api", "validation", "recorder", "ablation"),  # assembled pieces of the rows below
+    ("api", "validation", "recorder", "ablation", "planning"),  # assembled pieces of the rows below
     ("sliding", "tiling", "report", "results", "deploy"),
-    ("inference", "checkpoint", "precise_bn", "build"),
-    ("train_step", "class_weights"),
+    ("inference", "checkpoint", "precise_bn", "build", "run_record"),
+    ("train_step", "class_weights", "goodput", "agreement"),
     # Parts, independent of each other.
     (
         *("models", "data", "weights", "losses", "optimizer", "metrics", "progress", "workdir"),
-        *("protocols", "cityscapes", "tally", "dotplot"),
+        *("protocols", "cityscapes", "tally", "dotplot", "watchdog"),
     ),
     ("checks", "config_file"),
     (  # leaves
         *("command", "config", "parallel", "processes", "classes", "visualize", "interpolation", "download"),
-        *("region_losses", "ablation_text", "atomic"),
+        *("region_losses", "ablation_text", "atomic", "walltime", "preemption", "compile_cache"),
     ),
+    ("rendezvous",),
 )
 ROW_OF = {entry: row for row, entries in enumerate(ROWS) for entry in entries}
 # Data workers are processes of their own: JAX in them costs memory, start-up time and, on accelerators, the device.
 NO_JAX = ("data", "classes", "visualize", "progress", "protocols", "cityscapes", "report", "download")
-NO_JAX += ("check_data", "new_dataset")
+NO_JAX += ("check_data", "new_dataset", "walltime", "goodput")
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 60
 TABLES = {(Path("psp_jax/config.py"), "defaults")}  # functions that are lists of values without logic: any length

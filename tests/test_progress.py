@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from psp_jax import progress
-from psp_jax.progress import Progress, Throughput
+from psp_jax.progress import Progress
 
 
 def read(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
@@ -201,22 +201,11 @@ def test_tensorboard_holds_scalars_and_images_and_purges_what_is_taken_again(tmp
     assert [event.step for event in events if event.HasField("session_log")] == [41]
 
 
-def test_throughput_counts_per_interval_and_leaves_pauses_out():
-    now = 0.0
-    speed = Throughput(clock=lambda: now)
-    with speed.waiting():
-        now += 2.0
-    now += 6.0
-    speed.add(16)
-    speed.add(16)
-    with speed.paused():
-        now += 100.0
-    assert speed.take() == {"images_per_second": 4.0, "data_wait": 0.25}
-    now += 4.0
-    speed.add(8)
-    assert speed.take() == {"images_per_second": 2.0, "data_wait": 0.0}
-
-
-def test_throughput_of_no_time_is_finite():
-    values = Throughput(clock=lambda: 0.0).take()
-    assert values == {"images_per_second": 0.0, "data_wait": 0.0}
+@pytest.mark.parametrize("primary", [True, False])
+def test_every_piece_of_work_asks_whether_to_go_on(tmp_path, primary):
+    asked = []
+    log = Progress(tmp_path, 9, 0, primary=primary, tensorboard=False, between=lambda: asked.append(1))
+    with log, log.track(4, "validate") as advance:
+        advance(1)
+        advance(3)
+    assert len(asked) == 2

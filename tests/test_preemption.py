@@ -1,0 +1,172 @@
+"""Runs that SIGTERM or a kill ends, by the real command: what they give is what an undisturbed run gives."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, Run, environment
+
+import psp_jax
+from psp_jax.checkpoint import Checkpoints
+from psp_jax.preemption import CODE
+
+TIMES = ("images_per_second", "data_wait", "compile_seconds", "compile_hits", "compile_misses")
+
+SMALLER = ("--config.model.head=fcn", "--config.model.aux_head=False", "--config.log.images=0")  # to compile
+INTERRUPT = """
+import os, runpy, signal, sys
+from psp_jax.recorder import Recorder
+from psp_jax.tally import Tally
+
+name, _, left = sys.argv.pop(1).partition(":")
+owner, method = {"Recorder.push": (Recorder, "push"), "Tally.add": (Tally, "add")}[name]
+original, left = getattr(owner, method), int(left)
+
+def interrupted(*arguments):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(*arguments)
+
+setattr(owner, method, interrupted)
+runpy.run_module("psp_jax.main", run_name="__main__")
+"""
+
+
+def lines(workdir: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of a log, without what time they took."""
+    file = workdir / name
+    records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+def interrupted(run: Run, workdir: Path, where: str, *flags: str) -> str:
+    """Output of a run that gets SIGTERM in a method: Recorder.push:3 is its third call."""
+    command = [sys.executable, "-c", INTERRUPT, where, *run.flags, "--workdir", str(workdir), *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == CODE, done.stdout + done.stderr
+    return done.stdout
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Logs and the last checkpoint are the same, bit for bit."""
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        assert lines(ours, name) == lines(theirs, name)
+    ours, theirs = (psp_jax.load(workdir).variables for workdir in (ours, theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), ours, theirs)
+
+
+def test_sigterm_in_a_step_and_in_a_validation_leaves_no_trace(finished_run: Run, tmp_path: Path) -> None:
+    workdir = tmp_path / "w"
+    output = interrupted(finished_run, workdir, "Recorder.push:3")
+    assert "SIGTERM: ending after step 3; " in output  # in the middle of a logging interval
+    assert Checkpoints(workdir / "checkpoints").latest_step() == 3
+    assert [line["step"] for line in lines(workdir, "metrics.jsonl")] == [2]
+
+    output = interrupted(finished_run, workdir, "Tally.add:2")
+    assert "going on after step 3 in" in output and "SIGTERM: ending after step 12; " in output
+    assert not lines(workdir, "validation.jsonl")
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    assert (checkpoints.latest_step(), checkpoints.best_step()) == (12, None)
+
+    output = finished_run.start(workdir).stdout
+    assert "going on with the validation after step 12" in output
+    assert Checkpoints(workdir / "checkpoints").best_step() == 12
+    assert_same_run(workdir, finished_run.workdir)
+    record = json.loads((workdir / "goodput.json").read_text())
+    assert record["starts"] == 3 and record["ended"] and record["seconds"]["validation"] > 0
+
+
+def test_an_evaluation_keeps_what_it_counted_at_sigterm(finished_run: Run, tmp_path: Path) -> None:
+    workdir = tmp_path / "w"
+    shutil.copytree(finished_run.workdir, workdir)
+    flags = ("--mode=evaluate", "--config.eval.protocol=whole", "--config.eval.batch_size=1")
+    interrupted(finished_run, workdir, "Tally.add:4", *flags)
+    with np.load(workdir / "eval" / "partial.npz") as partial:
+        assert partial["done"].sum() == 4
+    done = finished_run.start(workdir, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "going on after 4 of 10 images" in done.stdout
+    ours, theirs = (json.loads((w / "eval" / "metrics.json").read_text()) for w in (workdir, finished_run.workdir))
+    assert (ours["pixels"], ours["mean_iou"]) == (theirs["pixels"], pytest.approx(theirs["mean_iou"], abs=2e-3))
+
+
+def test_a_second_sigterm_ends_at_once(tmp_path: Path) -> None:
+    program = "from psp_jax import preemption as p, processes; import time\n"
+    program += "p._IMPATIENT_SECONDS = 0.5\nwith p.Preemption() as asked:\n    print('ready', flush=True)\n"
+    program += "    while not asked.reached(): time.sleep(0.01)\n    print('told', flush=True)\n    time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # SLURM's own, and the batch script's: one request
+    assert process.stdout.readline() == "told\n"
+    time.sleep(0.6)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+
+
+def test_a_thread_that_is_not_pythons_may_get_the_signal() -> None:
+    program = "import os, signal, jax; from psp_jax.preemption import Preemption\n"
+    program += "jax.numpy.ones(9).sum().block_until_ready()  # JAX has its threads by now\n"
+    program += "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of those to come, too\n"
+    program += "with Preemption() as asked:\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+    program += "    while not asked.reached(): pass\n"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), timeout=30, check=True)
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def launched(run: Run, workdir: Path) -> subprocess.Popen:
+    command = [sys.executable, "launch/local.py", "--processes=2", "--restarts=1", "--grace=5", "--"]
+    command += [*run.flags, "--workdir", str(workdir), f"--config.data.prepared_dir={workdir.parent}", *SMALLER]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
+
+
+def read_until(process: subprocess.Popen, *starts: str) -> list[str]:
+    """The lines of output up to the first that begins with one of `starts`."""
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith(starts):
+            return seen
+    raise AssertionError(f"ended without {starts}: {''.join(seen)}")
+
+
+def test_processes_that_are_preempted_and_killed_end_as_if_they_were_not(finished_run: Run, tmp_path: Path) -> None:
+    """Wherever the two catch the run: it ends as it would have."""
+    process = launched(finished_run, tmp_path / "undisturbed")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+    workdir = tmp_path / "w"
+    process = launched(finished_run, workdir)
+    read_until(process, "[0] step  2")
+    os.kill(children(process)[-1], signal.SIGTERM)
+    begun = time.monotonic()
+    seen = read_until(process, "[launch] start again after SIGTERM")
+    assert time.monotonic() - begun < 30
+    assert any("SIGTERM: ending after step" in line for line in seen), seen
+    read_until(process, "[0] step", "[0] evaluate:")
+    os.kill(children(process)[-1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "[launch] restart 1 of 1" in output
+    assert_same_run(workdir, tmp_path / "undisturbed")
+    record = json.loads((workdir / "goodput.json").read_text())
+    assert record["starts"] == 3 and sum(record["shares"].values()) == pytest.approx(1)
