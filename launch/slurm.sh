@@ -39,9 +39,19 @@ job() { # GRACE_SECONDS COMMAND
     echo "SIGTERM: going back to the queue in at most $left seconds"
     kill -TERM "$step" 2>/dev/null || true # srun hands it on to the processes
     while kill -0 "$step" 2>/dev/null && ((left-- > 0)); do sleep 1; done
+    if ! kill -0 "$step" 2>/dev/null; then # it has ended within the grace: finished or failed by itself?
+      code=0
+      wait "$step" || code=$?
+      [[ $code != 0 && $code != 1 ]] || exit "$code"
+    fi
   else
-    # 75: SIGTERM reached a process, and all have saved; 69: a process did not answer.
-    [[ $code == 75 || $code == 69 ]] || exit "$code"
+    # 75: SIGTERM reached a process, and all have saved; 69: a process did not answer. srun tells the highest code of
+    # all processes: 134 and 137 are of those that JAX or srun ended because another had failed, or were out of memory.
+    case $code in
+      69 | 75) ;;
+      134 | 137) ((${SLURM_RESTART_COUNT:-0} < 3)) || exit "$code" ;;
+      *) exit "$code" ;;
+    esac
     echo "code $code: going back to the queue"
   fi
   # A cancelled job stays cancelled; a preempted one may be in the queue already.
@@ -89,7 +99,7 @@ parse() {
 submit() {
   local tasks=$gpus_per_node id
   # By itself JAX gives process I of a node its GPU I, of those that all processes of the node see: no binding of GPUs.
-  local step=(srun --kill-on-bad-exit=1 --gpu-bind=none) program=(python -m psp_jax.main)
+  local step=(srun --kill-on-bad-exit=0 --wait=60 --gpu-bind=none) program=(python -m psp_jax.main)
   if [[ $per == node ]]; then
     tasks=1
     program=(env "JAX_LOCAL_DEVICE_IDS=$(seq -s , 0 $((gpus_per_node - 1)))" "${program[@]}")

@@ -94,9 +94,15 @@ class Checkpoints:
         args = ocp.args.Composite(**{NOTES: ocp.args.JsonRestore()})
         return dict(self._manager.restore(step, args=args)[NOTES])
 
-    def delete(self, step: int) -> None:
-        """Remove a checkpoint, so that another of the same step can be saved; all processes must."""
+    def replaceable(self, step: int) -> bool:
+        """Delete the checkpoint of `step`, to be saved anew with its scores, unless it is the only one.
+
+        A kill before it is saved anew costs the steps since the checkpoint before. The only one stays, without scores.
+        """
+        if len(self._manager.all_steps()) < 2:
+            return False
         self._manager.delete(step)
+        return True
 
     def restore_variables(self, step: int, like: Any) -> Any:
         """Return parameters and statistics at `step` without the optimizer; `like` gives shapes and shardings."""

@@ -24,7 +24,7 @@ def default_directory(workdir: Path, processes: int) -> str:
         return given
     if processes > 1:
         return str(workdir.absolute().parent / ".psp_jax_compilation")
-    return str(Path("~/.cache/psp_jax/compilation").expanduser())
+    return os.path.expanduser("~/.cache/psp_jax/compilation")
 
 
 def enable(directory: str, max_bytes: int = MAX_BYTES) -> None:
@@ -37,7 +37,7 @@ def enable(directory: str, max_bytes: int = MAX_BYTES) -> None:
         jax.config.update("jax_compilation_cache_dir", None)
         return
     if "://" not in directory:
-        folder = Path(directory).expanduser()
+        folder = Path(os.path.expanduser(directory))
         if jax.default_backend() == "cpu":
             folder /= f"cpu-{_processor()}"
         try:

@@ -1,5 +1,6 @@
 """What the time of a run went into, over all its starts: goodput.json."""
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,9 +37,7 @@ class Goodput:
 
     def __init__(self, directory: Path, walltime: WallTime, clock: Callable[[], float] = time.time) -> None:
         self._path, self._walltime, self._clock = directory / "goodput.json", walltime, clock
-        former: dict[str, Any] = {"seconds": {}, "starts": 0, "step": 0, "ended": True}
-        if self._path.exists():
-            former = read_json(self._path)
+        former = _former(self._path)
         self._before = {activity: former["seconds"].get(activity, 0.0) for activity in ACTIVITIES}
         if not former["ended"]:
             self._before["start"] += max(0.0, clock() - former["time"] - sum(walltime.seconds().values()))
@@ -73,7 +72,10 @@ class Goodput:
             "time": self._kept,
             "ended": ended,
         }
-        write_json(self._path, record)
+        try:
+            write_json(self._path, record)
+        except OSError as error:  # no run shall end for want of its statistics
+            print(f"{self._path} was not written: {error}", file=sys.stderr, flush=True)
 
     def words(self) -> str:
         """Return the shares of the time as a line for the console."""
@@ -85,3 +87,19 @@ class Goodput:
     def _total(self) -> dict[str, float]:
         now = self._walltime.seconds()
         return {activity: self._before[activity] + now[activity] for activity in ACTIVITIES}
+
+
+def _former(path: Path) -> dict[str, Any]:
+    """Return the record of the starts before; one that is damaged counts as none, and is told of."""
+    new: dict[str, Any] = {"seconds": {}, "starts": 0, "step": 0, "ended": True}
+    if not path.exists():
+        return new
+    try:
+        former = read_json(path)
+        kinds = {"seconds": dict, "starts": int, "step": int, "ended": bool, "time": int | float}
+        if all(isinstance(former[name], kind) for name, kind in kinds.items()):
+            return dict(former)
+    except (ValueError, KeyError, TypeError):
+        pass
+    print(f"{path} is damaged; the record of the time begins anew.", file=sys.stderr, flush=True)
+    return new

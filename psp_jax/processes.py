@@ -56,7 +56,7 @@ def initialize(
         return
     if num_processes is None or process_id is None:
         place = detect(start_timeout)
-    elif not 0 <= process_id < num_processes or not re.fullmatch(r".+:\d+", coordinator):
+    elif not 0 <= process_id < num_processes or not _is_address(coordinator):
         raise ValueError(
             f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id} is no place in a "
             "run; give HOST:PORT, and ranks from 0 to below the number of processes."
@@ -110,14 +110,22 @@ def wait_for_all(name: str, hours: float = 24.0) -> None:
         raise ValueError(f"The processes of this run wait for each other at {name!r} in vain: {why}.") from error
 
 
+def _is_address(coordinator: str) -> bool:
+    host, _, port = coordinator.rpartition(":")
+    return bool(host) and port.isdigit() and 0 < int(port) < 65536
+
+
 def tell(key: str, value: Any) -> None:
     """Tell all processes `value`, as JSON, under `key`; once in a run."""
     _client().key_value_set(f"psp_jax/{key}", json.dumps(value))
 
 
 def hear(key: str, seconds: float) -> Any:
-    """Return what a process tells under `key`, waiting for it."""
-    return json.loads(_client().blocking_key_value_get(f"psp_jax/{key}", int(seconds * 1000)))
+    """Return what a process tells under `key`, waiting for it; ValueError says that it did not come."""
+    try:
+        return json.loads(_client().blocking_key_value_get(f"psp_jax/{key}", int(seconds * 1000)))
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"No process has told {key!r} within {seconds:.0f} s; look at the others' output.") from error
 
 
 def told(folder: str) -> dict[str, Any]:

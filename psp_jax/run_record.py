@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from psp_jax import checks
+from psp_jax.data.source import Source
 from psp_jax.losses import PixelLoss
-from psp_jax.train_step import TrainState
+from psp_jax.train_step import IMAGENET_MEAN, IMAGENET_STD, TrainState
 from psp_jax.workdir import ModelCard, environment, versions
 
 
@@ -80,4 +81,17 @@ def opening(
         f"{steps} steps of {config.train.batch_size} crops {checks.crop_size(config)} from {images} images "
         f"({steps * config.train.batch_size / images:.1f} epochs) on {mesh.size} x {jax.devices()[0].device_kind}\n"
         f"{_state_of(start, steps, owed)} in {directory}{origin}"
+    )
+
+
+def card(config: ConfigDict, source: Source) -> ModelCard:
+    """Return what turns the parameters of a run into a model."""
+    return ModelCard(
+        model=config.model.to_dict(),
+        classes=source.classes,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        size=checks.eval_size(config),
+        window=checks.crop_size(config),
+        base_size=config.eval.base_size[0] if len(config.eval.base_size) == 1 else 512,
     )

@@ -30,8 +30,6 @@ from psp_jax.preemption import Preempted, Preemption
 from psp_jax.progress import Progress
 from psp_jax.recorder import Recorder
 from psp_jax.train_step import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     StepFunction,
     TrainState,
     create_state,
@@ -87,7 +85,7 @@ def train(
     checks.check_mesh(config, checks.crop_size(config), True, *sides, jax.process_count())
     PixelLoss(**config.loss).check(train_source.classes.num_classes)
     steps, images = checks.total_steps(config, len(train_source)), len(train_source)
-    card = _card(config, train_source)
+    card = run_record.card(config, train_source)
     check_owner(directory, run_record.plain(config), card.classes, images, override)
     model = build_model(card.model, card.classes.num_classes)
     schedule, optimizer = build_optimizer(config, steps)
@@ -96,7 +94,7 @@ def train(
         watch = stack.enter_context(_watched(config, directory, walltime))
         checkpoints = Checkpoints(directory / CHECKPOINTS, config.checkpoint.keep_latest, config.checkpoint.keep_best)
         stack.callback(_close, checkpoints, walltime)
-        latest, notes = checkpoints.latest_step(), dict[str, Any]()
+        latest, notes = _latest(checkpoints, directory), dict[str, Any]()
         if latest is not None:
             state, notes, origin = checkpoints.restore(latest, state), checkpoints.notes(latest), ""
         else:
@@ -149,21 +147,19 @@ def _watched(config: ConfigDict, directory: Path, walltime: WallTime) -> Iterato
         yield _Watch(walltime, goodput, preemption)
 
 
+def _latest(checkpoints: Checkpoints, directory: Path) -> int | None:
+    latest = checkpoints.latest_step()
+    if not processes.agree(-1 if latest is None else latest):
+        raise ValueError(
+            f"The processes of this run do not see the same newest checkpoint in {directory} (this one: {latest}); "
+            "--workdir must be on storage that all hosts share."
+        )
+    return latest
+
+
 def _close(checkpoints: Checkpoints, walltime: WallTime) -> None:
     with walltime.during("checkpoint"):
         checkpoints.close()
-
-
-def _card(config: ConfigDict, source: Source) -> ModelCard:
-    return ModelCard(
-        model=config.model.to_dict(),
-        classes=source.classes,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        size=checks.eval_size(config),
-        window=checks.crop_size(config),
-        base_size=config.eval.base_size[0] if len(config.eval.base_size) == 1 else 512,
-    )
 
 
 def _initialised(state: TrainState, init: ConfigDict, card: ModelCard, mesh: Mesh) -> tuple[TrainState, str]:
@@ -239,17 +235,16 @@ class _Run:
             raise
         if scores:
             self.recorder.validated(done, scores)
-        if saved:
-            self.checkpoints.delete(done)  # a kill before the next line costs the steps since the checkpoint before
-        self.save(done, state, scores)
+        if not saved or self.checkpoints.replaceable(done):
+            self.save(done, state, scores)
         return state
 
     def save(
         self, done: int, state: TrainState, scores: dict[str, float | None] | None = None, owed: bool = False
     ) -> None:
         """Start writing a checkpoint, with what a run that goes on from it must know to log the same lines."""
-        with self.recorder.walltime.during("checkpoint"):
-            self.checkpoints.save(done, state, scores, {"interval": self.recorder.interval, "owed": owed})
+        with self.recorder.walltime.during("checkpoint"):  # in the background, while the interval goes on
+            self.checkpoints.save(done, state, scores, {"interval": list(self.recorder.interval), "owed": owed})
 
     def stop(self, done: int, state: TrainState | None, owed: bool = False) -> None:
         """Save the state of step `done`, None where that was done before, since SIGTERM came."""

@@ -138,12 +138,14 @@ class Watchdog:
     def _end(self, words: str, told: bool = False) -> None:
         """Tell, write all stacks, let the others know, and end; nothing here may wait for the main thread or a disk."""
         text = words if told else f"watchdog: {words}"
-        _write_stacks(2, f"{text}; ending with code {CODE}\n")
-        writer = threading.Thread(target=self._write_file, args=(text,), daemon=True)
-        writer.start()
-        writer.join(5)
         if not told:
             self._own_alarm = text
+        # Standard error may be a file on the very storage that hangs.
+        for write in (lambda: _write_stacks(2, f"{text}; ending with code {CODE}\n"), lambda: self._write_file(text)):
+            writer = threading.Thread(target=write, daemon=True)
+            writer.start()
+            writer.join(5)
+        if not told:
             answers, until = self._answers, time.monotonic() + 3 * self._beat
             while self._client and self._answers < answers + 2 and time.monotonic() < until:
                 time.sleep(0.1)

@@ -192,6 +192,11 @@ def lock(directory: Path) -> Iterator[None]:
             raise ValueError(
                 f"Another process is working in {directory} (training or evaluating); wait for it, or end it."
             ) from None
+        except OSError as error:
+            raise ValueError(
+                f"{directory} is on a file system that cannot lock files ({error.strerror}); choose a --workdir "
+                "elsewhere, or mount it with locks (Lustre: -o flock)."
+            ) from error
         yield
 
 

@@ -56,7 +56,9 @@ def test_a_process_per_gpu(stubs):
     assert not any(flag.startswith("--gpus-per-task") for flag in flags)  # a process must see its node's GPUs
     assert job[:2] == ["90", "srun"]
     cut = job.index("python")
-    assert {"--kill-on-bad-exit=1", "--gpu-bind=none", "--cpus-per-task=12", "--mpi=none"} == set(job[2:cut])
+    assert {"--kill-on-bad-exit=0", "--wait=60", "--gpu-bind=none", "--cpus-per-task=12", "--mpi=none"} == set(
+        job[2:cut]
+    )
     assert job[cut:] == ["python", "-m", "psp_jax.main", *TOLD]
 
 
@@ -87,14 +89,16 @@ def test_a_dry_run_prints_the_command(stubs):
     assert [shlex.split(dry.stdout)] == stubs.calls()
 
 
-def start(stubs: Stubs, deed: str, grace: int = 30) -> subprocess.Popen:
+def start(stubs: Stubs, deed: str, grace: int = 30, restarts: int = 0) -> subprocess.Popen:
     """Start the batch script as SLURM does, and return when its step runs."""
     (stubs.folder / "deed").write_text(deed)
     script = stubs.folder / "spooled"  # SLURM runs a copy
     shutil.copy(ROOT / "launch" / "slurm.sh", script)
     process = subprocess.Popen(
         [str(script), "job", str(grace), "srun", "python", "-m", "psp_jax.main"],
-        env=os.environ | {"PATH": f"{stubs.folder}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"},
+        env=os.environ
+        | {"PATH": f"{stubs.folder}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+        | {"SLURM_RESTART_COUNT": str(restarts)},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -114,6 +118,18 @@ def test_a_job_that_ends_gives_its_code_and_stays_ended(stubs, code):
     assert not stubs.calls("scontrol")
 
 
+def test_killed_processes_are_started_again_three_times(stubs):
+    """137 is of one that srun ended after the others, or that took all memory."""
+    process = start(stubs, "exit 137", restarts=2)
+    process.communicate(timeout=60)
+    assert stubs.calls("scontrol") == [["scontrol", "requeue", "4711"]]
+    (stubs.folder / "running").unlink()
+    process = start(stubs, "exit 137", restarts=3)
+    process.communicate(timeout=60)
+    assert process.returncode == 137
+    assert len(stubs.calls("scontrol")) == 1
+
+
 @pytest.mark.parametrize("code", [69, 75])
 def test_a_job_that_can_go_on_goes_back_to_the_queue(stubs, code):
     process = start(stubs, f"exit {code}")
@@ -123,13 +139,21 @@ def test_a_job_that_can_go_on_goes_back_to_the_queue(stubs, code):
 
 
 def test_sigterm_is_handed_on_and_the_job_goes_back_to_the_queue(stubs):
-    process = start(stubs, "trap 'touch \"$here/told\"; exit 0' TERM; for i in $(seq 600); do sleep 0.1; done")
+    process = start(stubs, "trap 'touch \"$here/told\"; exit 75' TERM; for i in $(seq 600); do sleep 0.1; done")
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert (stubs.folder / "told").exists()
     assert output == "SIGTERM: going back to the queue in at most 30 seconds\n"
     assert stubs.calls("scontrol") == [["scontrol", "requeue", "4711"]]
+
+
+def test_a_training_that_finishes_within_the_grace_stays_finished(stubs):
+    process = start(stubs, "trap 'exit 0' TERM; for i in $(seq 600); do sleep 0.1; done")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert not stubs.calls("scontrol")
 
 
 def test_a_job_deaf_to_sigterm_goes_back_after_the_grace(stubs):
@@ -146,7 +170,7 @@ def test_a_job_deaf_to_sigterm_goes_back_after_the_grace(stubs):
 @pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING", ""])
 def test_a_cancelled_or_requeued_job_is_left_alone(stubs, state):
     (stubs.folder / "state").write_text(state)
-    process = start(stubs, "trap 'exit 0' TERM; for i in $(seq 600); do sleep 0.1; done")
+    process = start(stubs, "trap 'exit 75' TERM; for i in $(seq 600); do sleep 0.1; done")
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert f"not sent back to the queue: the job is {state or 'gone'}\n" in output
