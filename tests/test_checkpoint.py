@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from psp_jax import processes, train
 from psp_jax.checkpoint import Checkpoints, load_variables, save_variables
 from psp_jax.train_step import TrainState
 
@@ -101,3 +102,31 @@ def test_averages_neither_begin_nor_end_on_the_way(saved: bool, wanted: bool, wo
     checkpoints.close()
     with pytest.raises(ValueError, match=rf"step 3 was saved {words}.*train\.ema_decay.*choose a new --workdir"):
         Checkpoints(tmp_path).restore(3, state(0, averaged=wanted))
+
+
+def test_the_only_checkpoint_is_never_replaced(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_latest=1, keep_best=1)
+    checkpoints.save(1, state(1), None, {"owed": True})
+    assert not checkpoints.replaceable(1)
+    checkpoints.close()
+    several = Checkpoints(tmp_path, keep_latest=2, keep_best=1)
+    several.save(2, state(2), None, {"owed": True})
+    several.close()
+    again = Checkpoints(tmp_path, keep_latest=2, keep_best=1)
+    assert again.notes(2) == {"owed": True}
+    assert again.replaceable(2)
+    again.save(2, state(2), scores(0.5))
+    again.close()
+    assert Checkpoints(tmp_path).best_step() == 2
+
+
+def test_processes_see_the_same_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_latest=1)
+    checkpoints.save(7, state(7), None)
+    checkpoints.close()
+    asked = []
+    monkeypatch.setattr(processes, "agree", lambda step: asked.append(step) or step != 7)
+    assert train._latest(Checkpoints(tmp_path / "none", keep_latest=1), tmp_path) is None
+    with pytest.raises(ValueError, match=r"\(this one: 7\); --workdir must be on storage that all hosts share"):
+        train._latest(Checkpoints(tmp_path), tmp_path)
+    assert asked == [-1, 7]

@@ -94,3 +94,19 @@ def test_a_finished_run_started_again_leaves_the_record_alone(tmp_path, clock, c
     with Goodput(tmp_path, WallTime(clock), clock):
         clock.now += 20.0
     assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"seconds": 3, "starts": 1, "step": 2, "ended": true, "time": 1.0}'])
+def test_a_damaged_record_begins_anew(tmp_path, clock, capsys, text):
+    (tmp_path / "goodput.json").write_text(text)
+    goodput = Goodput(tmp_path, WallTime(clock), clock)
+    assert "goodput.json is damaged; the record of the time begins anew" in capsys.readouterr().err
+    goodput.write()
+    assert json.loads((tmp_path / "goodput.json").read_text())["starts"] == 1
+
+
+def test_a_record_that_cannot_be_written_ends_no_run(tmp_path, clock, capsys):
+    goodput = Goodput(tmp_path, WallTime(clock), clock)
+    (tmp_path / "goodput.json").mkdir()
+    goodput.write()
+    assert "goodput.json was not written" in capsys.readouterr().err

@@ -227,7 +227,7 @@ def test_a_missing_sbatch_is_told(stubs):
 
 def test_a_job_goes_back_where_slurm_does_not_answer(stubs):
     stubs.add("squeue", "exit 1")
-    process = start(stubs, "trap 'exit 0' TERM; for i in $(seq 600); do sleep 0.1; done")
+    process = start(stubs, "trap 'exit 75' TERM; for i in $(seq 600); do sleep 0.1; done")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 0
