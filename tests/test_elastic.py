@@ -13,8 +13,8 @@ from conftest import ROOT, Run, environment, free_address
 FLAGS = (
     *("--config.optimizer.base_lr=1e-4", "--config.model.head=fcn", "--config.model.aux_head=False"),
     *("--config.train.batch_size=16", "--config.eval.batch_size=16", "--config.train.log_every_steps=1"),
-    *("--config.train.steps=6", "--config.checkpoint.every_steps=2", "--config.checkpoint.keep_latest=3"),
-    *("--config.log.images=0", "--config.eval.gallery=0"),
+    *("--config.train.steps=3", "--config.checkpoint.every_steps=1", "--config.checkpoint.keep_latest=3"),
+    *("--config.log.images=0", "--config.eval.gallery=0", "--config.data.num_workers=0"),
 )
 
 
@@ -54,7 +54,7 @@ def test_eight_devices_then_four_of_two_processes_then_sixteen(finished_run: Run
     undisturbed, four, sixteen = (tmp_path / name for name in ("eight", "four", "sixteen"))
     done = finished_run.start(undisturbed, *FLAGS, devices=8)
     assert done.returncode == 0, done.stderr
-    go_on(finished_run, undisturbed, 2, four, devices=4, processes=2)
-    go_on(finished_run, four, 4, sixteen, devices=16)
-    assert losses(four)[:2] == losses(undisturbed)[:2] and losses(sixteen)[:4] == losses(four)[:4]
+    go_on(finished_run, undisturbed, 1, four, devices=4, processes=2)
+    go_on(finished_run, four, 2, sixteen, devices=16)
+    assert losses(four)[:1] == losses(undisturbed)[:1] and losses(sixteen)[:2] == losses(four)[:2]
     assert losses(sixteen) == pytest.approx(losses(undisturbed), rel=1e-5)

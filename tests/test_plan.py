@@ -24,6 +24,7 @@ from psp_jax.planning.plot import bar_plot
 from psp_jax.planning.program_text import Cost, Traffic, program_cost
 
 NETWORK = tuple(flag for flag in TINY if "steps" not in flag)
+SMALLER = ("--config.model.head=fcn", "--config.model.aux_head=False")  # compiles in half the time
 ADE20K = str(ROOT / "configs" / "ade20k.py")
 
 
@@ -219,8 +220,7 @@ def test_images_of_data_sets_that_are_not_here(tmp_path: Path) -> None:
 
 
 def test_this_machine_as_a_user_plans_for_it(tmp_path: Path) -> None:
-    small = ("--config.model.head=fcn", "--config.model.aux_head=False")  # compiles in half the time
-    flags = ("--config", ADE20K, *NETWORK, *small, "--images", 400, "--output", tmp_path / "out")
+    flags = ("--config", ADE20K, *NETWORK, *SMALLER, "--images", 400, "--output", tmp_path / "out")
     done = run_module("psp_jax.plan", "--topology", "local@batch=4", "local@batch=8,spatial=1", *flags, devices=2)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out" / "plan.json").read_text())["rows"]
@@ -258,7 +258,19 @@ def test_another_number_of_devices_than_the_configuration_demands() -> None:
 
 def test_a_pod_that_is_not_there(tmp_path: Path) -> None:
     pytest.importorskip("libtpu")
-    flags = ("--config", ADE20K, *NETWORK, "--price", "v5e=2", "--eval_image", 60, 70, "--output", tmp_path / "out")
+    flags = (
+        "--config",
+        ADE20K,
+        *NETWORK,
+        *SMALLER,
+        "--price",
+        "v5e=2",
+        "--eval_image",
+        60,
+        70,
+        "--output",
+        tmp_path / "out",
+    )
     flags += ("--hlo", tmp_path / "step.txt", f"--config.data.dir={tmp_path}", "--config.train.ema_decay=0.999")
     done = run_module("psp_jax.plan", "--topology", "v5e:2x2", *flags)
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ from psp_jax.preemption import CODE
 
 TIMES = ("images_per_second", "data_wait", "compile_seconds", "compile_hits", "compile_misses")
 
-SMALLER = ("--config.model.head=fcn", "--config.model.aux_head=False", "--config.log.images=0")  # to compile
+SMALLER = ("--config.model.head=fcn", "--config.model.aux_head=False", "--config.data.num_workers=0")
 INTERRUPT = """
 import os, runpy, signal, sys
 from psp_jax.recorder import Recorder
