@@ -58,7 +58,7 @@ def measure_jax(depth: int, batch: int, crop: int, dtype: str, repeats: int) -> 
     config.train.update(batch_size=batch, crop_size=(crop,))
     model = build_model(config.model, CLASSES)
     _, optimizer = build.build_optimizer(config, 1_000_000)
-    mesh = parallel.make_mesh()
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
     step_fn = build.build_step(config, 255, model, optimizer, mesh, PLAIN)
     state = create_state(model, optimizer, 0, mesh)
     image, label = random_batch(batch, crop)

@@ -24,7 +24,7 @@ from psp_jax.train_step import (
 )
 
 # XLA's own conversion of images into a batch for convolutions makes the step of four images a chip take twice as long,
-# by the compiler's estimate for v5e; with at most one, `model.convolutions` does better.
+# by the compiler's estimate for v5e; with one or a part of one, `model.convolutions` does better.
 TPU_OPTIONS = {
     "xla_tpu_run_space_to_batch": "false",
     "xla_tpu_run_space_to_batch_on_new_platforms": "false",
@@ -88,10 +88,10 @@ def build_step(
 
 
 def _by_rows(config: ConfigDict, mesh: Mesh) -> bool:
-    """Say whether convolutions are lowered by rows, which `auto` does where a TPU chip has at most an image."""
+    """Say whether convolutions are by rows, which `auto` means where a TPU chip has one image or a part of one."""
     if config.model.convolutions == "auto":
         on_tpu = mesh.devices.flat[0].platform == "tpu"
-        return bool(on_tpu and config.train.batch_size <= mesh.shape["data"])
+        return bool(on_tpu and config.train.batch_size == mesh.shape["data"])
     return bool(config.model.convolutions == "rows")
 
 

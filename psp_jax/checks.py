@@ -19,6 +19,7 @@ _LEAST = {
     "train.aux_weight": 0,
     "train.se_weight": 0,
     "train.ema_decay": 0,
+    "model.bn_group_size": 0,
     "train.log_every_steps": 1,
     "optimizer.base_lr": 0,
     "optimizer.power": 0,
@@ -91,6 +92,11 @@ def check_values(config: ConfigDict) -> None:
             f"train.se_weight={config.train.se_weight} needs a head that tells the classes present, which model.head="
             f"{config.model.head!r} does not; set model.head=enc, or train.se_weight=0."
         )
+    if config.model.bn_group_size == 1:
+        raise ValueError(
+            "model.bn_group_size=1 leaves no variance where an image is pooled to a value; choose 2 or more."
+        )
+    bn_groups(config)
     if not config.train.steps and not config.train.epochs:
         raise ValueError("train.steps and train.epochs are both 0; set one of them.")
     if config.eval.checkpoint not in ("latest", "best"):
@@ -144,11 +150,11 @@ def check_mesh(
     if training or config.eval.precise_bn_batches:
         fields["train.batch_size"] = config.train.batch_size
     stride = config.model.output_stride
-    most = max(crop[0] // (LEAST_ROWS * stride), 1)
-    if training and spatial > most:
+    rows = -(-crop[0] // stride)
+    if training and spatial > 1 and -(-rows // spatial) < LEAST_ROWS:
         raise ValueError(
-            f"mesh.spatial={spatial} leaves fewer than {LEAST_ROWS} rows of features to a device for crops of "
-            f"{crop[0]} rows at model.output_stride={stride}; choose at most {most}."
+            f"mesh.spatial={spatial} leaves fewer than {LEAST_ROWS} of the {rows} rows of features to a device (crops "
+            f"of {crop[0]} rows, model.output_stride={stride}); choose at most {(rows - 1) // (LEAST_ROWS - 1)}."
         )
     for field, size in fields.items():
         if size % data:

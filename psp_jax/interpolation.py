@@ -79,13 +79,13 @@ def average_weights(n_in: int, bins: int) -> np.ndarray:
     return matrix
 
 
-def resize_into(x: Array, size: tuple[int, int], valid: Array | np.ndarray | None, align_corners: bool) -> Array:
+def resize_into(x: Array, size: tuple[int, int], valid: Array | tuple[int, int] | None, align_corners: bool) -> Array:
     """Resize each of [B, h, w, C] to its own (height, width) `valid`, at the top left of [B, *size, C].
 
-    Beyond `valid`, i32 [B, 2] or NumPy [1, 2], come zeros; where it is None, `size` is all of it.
+    Beyond `valid`, i32 [B, 2] or one pair, come zeros; where it is None, `size` is all of it.
     """
     if not isinstance(valid, Array):
-        real = size if valid is None else (int(valid[0, 0]), int(valid[0, 1]))
+        real = size if valid is None else valid
         return resize(x, real, align_corners, canvas=size)
     weights = []
     for axis in range(2):
@@ -108,13 +108,13 @@ def _cells(length: int, bins: int, valid: Array) -> Array:
     return (position >= starts[..., None]) & (position < ends[..., None])
 
 
-def adaptive_average_pool(x: Array, bins: int, valid: Array | np.ndarray | None = None) -> Array:
+def adaptive_average_pool(x: Array, bins: int, valid: Array | tuple[int, int] | None = None) -> Array:
     """Average [B, H, W, C] over a bins x bins grid: [B, bins, bins, C], accumulated in float32.
 
-    Where `valid`, i32 [B, 2] or NumPy [1, 2], is given, the grid divides the first (height, width) of each map alone.
+    Where `valid`, i32 [B, 2] or one pair, is given, the grid divides the first (height, width) of each map alone.
     """
     if not isinstance(valid, Array):
-        real = x.shape[1:3] if valid is None else tuple(map(int, valid[0]))
+        real = x.shape[1:3] if valid is None else valid
         rows, columns = (
             np.pad(average_weights(real[axis], bins), ((0, 0), (0, x.shape[1 + axis] - real[axis]))) for axis in (0, 1)
         )
@@ -127,13 +127,13 @@ def adaptive_average_pool(x: Array, bins: int, valid: Array | np.ndarray | None 
     return jnp.einsum("bwv,bhvc->bhwc", cells[1], pooled).astype(x.dtype)
 
 
-def adaptive_max_pool(x: Array, bins: int, valid: Array | np.ndarray | None = None) -> Array:
+def adaptive_max_pool(x: Array, bins: int, valid: Array | tuple[int, int] | None = None) -> Array:
     """Take the maximum of [B, H, W, C] over a bins x bins grid of adaptive bins: [B, bins, bins, C].
 
-    Where `valid`, i32 [B, 2] or NumPy [1, 2], is given, the grid divides the first (height, width) of each map alone.
+    Where `valid`, i32 [B, 2] or one pair, is given, the grid divides the first (height, width) of each map alone.
     """
     if not isinstance(valid, Array):
-        real = x.shape[1:3] if valid is None else tuple(map(int, valid[0]))
+        real = x.shape[1:3] if valid is None else valid
         for axis in (1, 2):
             edges = bin_edges(real[axis - 1], bins)
             parts = [lax.slice_in_dim(x, start, end, axis=axis).max(axis, keepdims=True) for start, end in edges]

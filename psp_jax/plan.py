@@ -27,7 +27,7 @@ from psp_jax.config_file import read_config
 from psp_jax.data.builders import ade20k, cityscapes, context_scenes, locate, pascal_context, voc2012
 from psp_jax.data.source import open_source
 from psp_jax.planning import programs, summary
-from psp_jax.planning.chips import Chip, chip_of, topology_devices
+from psp_jax.planning.chips import CHIPS, Chip, chip_of, topology_devices
 from psp_jax.planning.plot import bar_plot
 from psp_jax.train import check_run
 from psp_jax.workdir import versions, write_json, write_png, write_text
@@ -182,8 +182,11 @@ def price_of(prices: Sequence[str], target: str) -> float | None:
             raise ValueError(f"--price={price} is no price; write USD a chip-hour as 1.20, or v5e=1.20.") from None
         if not 0 <= value < math.inf:
             raise ValueError(f"--price={price} must be at least 0, and finite.")
-        if chip in ("", target.partition(":")[0]):
-            found = value
+        if chip and chip not in CHIPS:
+            raise ValueError(f"--price={price} is of an unknown chip; known: {', '.join(CHIPS)}.")
+        if chip == target.partition(":")[0]:
+            return value
+        found = found if chip else value
     return found
 
 
@@ -193,7 +196,7 @@ def write_rows(output: Path, rows: list[dict[str, Any]], title: str) -> None:
     write_json(output / "plan.json", {"title": title, "rows": rows, "versions": versions()})
     write_text(output / "plan.md", f"# {title}\n\n{summary.as_markdown(summary.table(rows))}")
     write_text(output / "plan.csv", summary.as_csv(rows))
-    if len(rows) > 1 and any(row["cycles"] for row in rows):
+    if len(rows) > 1 and any(row["step_seconds"] for row in rows):
         write_png(output / "plan.png", Image.fromarray(bar_plot(title, rows)))
 
 

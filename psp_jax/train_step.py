@@ -8,7 +8,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 
@@ -124,7 +123,7 @@ def make_train_step(
         rows, valid = label.shape[1], None
         if split is not None:
             image, label = split.extend(image, 0), split.extend(label, ignore_label)
-            valid = np.array([[rows, label.shape[2]]])
+            valid = (rows, label.shape[2])
         dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
 
         def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:

@@ -137,7 +137,7 @@ def test_an_evaluation_takes_any_rows() -> None:
     ("rows", "data", "spatial", "processes", "message"),
     [
         (41, 4, 2, 1, None),
-        (41, 4, 4, 1, r"mesh\.spatial=4 leaves fewer than 2 rows .* crops of 41 rows .*; choose at most 2\."),
+        (41, 4, 6, 1, r"mesh\.spatial=6 leaves fewer than 2 of the 6 rows .*crops of 41 rows.*; choose at most 5\."),
         (473, 16, 8, 32, None),  # an image over two processes of four devices
         (473, 8, 3, 6, r"mesh\.spatial=3 neither divides the 4 devices of a process nor is a multiple"),
     ],

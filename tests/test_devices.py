@@ -65,10 +65,10 @@ def test_eight_devices(spatial: int, one_device: dict[str, np.ndarray], tmp_path
     "fields",
     [
         {"mesh.spatial": 2},
-        {"mesh.spatial": 4},
+        {"mesh.spatial": 4, "model.convolutions": "rows", "model.remat": True},
         {"mesh.spatial": 4, "model.phases": True},
     ],
-    ids=["rows over two", "rows over four", "phases over four"],
+    ids=["rows over two", "rows over four, recomputed, convolutions by rows", "phases over four"],
 )
 def test_rows_that_do_not_divide(fields: dict, one_device_odd: dict[str, np.ndarray], tmp_path: Path) -> None:
     """One ReLU that rounding switches moves a bias near zero by a thousandth; a lost row moves it by its own size."""
@@ -92,6 +92,20 @@ def test_processes(count: int, spatial: int, one_device: dict[str, np.ndarray], 
         finish([start(8 // count, output, fields, coordinator, count, rank) for rank in range(count)], output),
         one_device,
     )
+
+
+def test_bottlenecks_of_another_stride(tmp_path: Path) -> None:
+    """At output stride 32 the auxiliary head sees maps of twice the rows of the main one."""
+    fields = {
+        "model.depth": 50,
+        "model.width": 4,
+        "model.output_stride": 32,
+        "model.stride_in": "1x1",
+        "model.bins": [1],
+    }
+    fields |= {"train.crop_size": [97], "model.align_corners": True}
+    one = run(1, tmp_path / "one.npz", **fields)
+    compare(run(8, tmp_path / "eight.npz", **fields, **{"mesh.spatial": 2}), one, update_error=0.05)
 
 
 def test_encnet_on_eight_devices(tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ def test_no_map_is_gathered(convolutions: str) -> None:
     # Along the batch or the rows; kernels [k, k, C, D] are cut along their channels.
     maps = [shape for shape, axis in gathered if shape.count(",") == 3 and axis in "01"]
     assert set(maps) == {f"1,16,15,{CLASSES}"}
+    # Convolutions by rows are of maps [B H, W, C].
+    assert not [shape for shape, axis in gathered if shape.count(",") == 2 and axis == "0"]
+    assert bool(re.search(r"window=\{size=3 ", text)) == (convolutions == "rows")
+    # Each device has made its share of the new parameters.
+    assert [shape for shape, axis in gathered if shape.startswith("3,3,") and axis in "23"]
 
 
 def test_the_optimizer_is_shared_out() -> None:

@@ -181,6 +181,8 @@ def test_price_that_is_none() -> None:
         plan.price_of(["nan"], "v5e:4x4")
     with pytest.raises(ValueError, match=r"--price=v5e=cheap is no price; write USD a chip-hour as 1\.20"):
         plan.price_of(["v5e=cheap"], "v5e:4x4")
+    with pytest.raises(ValueError, match="--price=v5=9 is of an unknown chip; known: v4, v5e"):
+        plan.price_of(["v5=9"], "v5e:4x4")
 
 
 @pytest.mark.parametrize(
@@ -259,17 +261,8 @@ def test_another_number_of_devices_than_the_configuration_demands() -> None:
 def test_a_pod_that_is_not_there(tmp_path: Path) -> None:
     pytest.importorskip("libtpu")
     flags = (
-        "--config",
-        ADE20K,
-        *NETWORK,
-        *SMALLER,
-        "--price",
-        "v5e=2",
-        "--eval_image",
-        60,
-        70,
-        "--output",
-        tmp_path / "out",
+        *("--config", ADE20K, *NETWORK, *SMALLER, "--price", "v5e=2"),
+        *("--eval_image", 60, 70, "--output", tmp_path / "out"),
     )
     flags += ("--hlo", tmp_path / "step.txt", f"--config.data.dir={tmp_path}", "--config.train.ema_decay=0.999")
     done = run_module("psp_jax.plan", "--topology", "v5e:2x2", *flags)

@@ -46,7 +46,7 @@ def test_phases_of_a_map() -> None:
     np.testing.assert_array_equal(from_phases(phases, 2), x)
     assert divides(x, None, 2)
     assert not divides(x, None, 4)
-    assert not divides(x, np.array([[5, 4]]), 2)
+    assert not divides(x, (5, 4), 2)
     assert not divides(x, jnp.array([[4, 4], [6, 4]]), 2)
 
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import lax
 
 Array = jax.Array
-# Which (height, width) of each map is real, the rest being padding: i32 [B, 2]; when training, NumPy [1, 2] for all.
-Valid = Array | np.ndarray | None
+# Which (height, width) of each map is real, the rest being padding: i32 [B, 2]; when training, one pair for all.
+Valid = Array | tuple[int, int] | None
 
 # torch's default for convolutions, which the reference keeps in its heads: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_default_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -60,7 +59,7 @@ class BatchNorm(nn.Module):
             x = x.reshape(groups, -1, *shape[1:])
             axes = tuple(range(1, x.ndim - 1))
             real = x if valid is None else jnp.where(inside(valid, shape[1:3]), x, 0.0)
-            count = x.shape[1] * math.prod(shape[1:-1] if valid is None else map(int, valid[0]))
+            count = x.shape[1] * math.prod(shape[1:-1] if isinstance(valid, Array | None) else valid)
             mean = real.sum(axes, keepdims=True) / count
             # One pass over the data; rounding can push the difference below zero where a channel is constant.
             var = jnp.maximum(jnp.square(real).sum(axes, keepdims=True) / count - jnp.square(mean), 0.0)
@@ -136,13 +135,14 @@ def max_pool(x: Array, train: bool) -> Array:
 
 def strided(valid: Valid, stride: int) -> Valid:
     """Return what is real of the output of a layer with this stride whose input has the real part `valid`."""
+    if isinstance(valid, tuple):
+        return (-(-valid[0] // stride), -(-valid[1] // stride))
     return None if valid is None else (valid + stride - 1) // stride
 
 
 def unless_whole(valid: Valid, x: Array) -> Valid:
     """Return `valid`, or None where it is known to be all of the maps x [B, H, W, C]."""
-    whole = isinstance(valid, np.ndarray) and tuple(valid[0]) == x.shape[1:3]
-    return None if whole else valid
+    return None if isinstance(valid, tuple) and valid == x.shape[1:3] else valid
 
 
 def zero_beyond(x: Array, valid: Valid) -> Array:
@@ -151,9 +151,10 @@ def zero_beyond(x: Array, valid: Valid) -> Array:
     return x if valid is None else x * inside(valid, x.shape[1:3]).astype(x.dtype)
 
 
-def inside(valid: Array | np.ndarray, size: tuple[int, ...]) -> Array:
+def inside(valid: Array | tuple[int, int], size: tuple[int, ...]) -> Array:
     """Return bool [B or 1, H, W, 1], True within the first `valid` rows and columns of maps of this size."""
-    rows, columns = (jnp.arange(size[axis]) < valid[:, axis, None] for axis in range(2))
+    pairs = jnp.asarray(valid).reshape(-1, 2)
+    rows, columns = (jnp.arange(size[axis]) < pairs[:, axis, None] for axis in range(2))
     return rows[:, :, None, None] & columns[:, None, :, None]
 
 

@@ -18,7 +18,12 @@ def divides(x: Array, valid: Valid, dilation: int) -> bool:
     """Say whether maps x [B, H, W, C], real in `valid`, are known to fall into phases of equal sizes."""
     if isinstance(valid, Array):
         return False
-    return not np.mod([x.shape[1:3], x.shape[1:3] if valid is None else valid[0]], dilation).any()
+    return not np.mod([x.shape[1:3], x.shape[1:3] if valid is None else valid], dilation).any()
+
+
+def grown(valid: Valid, dilation: int) -> Valid:
+    """Return what is real of maps whose phases have the real part `valid`."""
+    return None if isinstance(valid, Array | None) else (valid[0] * dilation, valid[1] * dilation)
 
 
 def to_phases(x: Array, dilation: int) -> Array:

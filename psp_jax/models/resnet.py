@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from psp_jax.models.layers import ConvBN, Valid, max_pool, strided, zero_beyond
-from psp_jax.models.phases import divides, from_phases, to_phases
+from psp_jax.models.phases import divides, from_phases, grown, to_phases
 
 Array = jax.Array
 
@@ -127,7 +127,9 @@ class ResNet(nn.Module):
         block_class: Any = BasicBlock if basic else Bottleneck
         options: dict[str, Any] = {"dtype": self.dtype} | ({} if basic else {"stride_in": self.stride_in})
         if self.remat:
-            block_class = nn.remat(block_class, static_argnums=(2,))
+            # A pair of `valid` is known while tracing, and must stay so.
+            static = (2,) if isinstance(valid, Array) else (2, 3)
+            block_class = nn.remat(block_class, static_argnums=static)
         outputs = []
         stages = zip(BLOCKS[self.depth], STAGES[self.output_stride], strict=True)
         previous, grid = 1, 1
@@ -136,7 +138,7 @@ class ResNet(nn.Module):
                 first = previous if i == 0 and self.first_block_dilation == "contracted" else dilation
                 second = 1 if self.basic_dilation == "first" and basic else dilation
                 if grid > 1 and not first == second == grid:
-                    x, valid, grid = from_phases(x, grid), None if valid is None else valid * grid, 1
+                    x, valid, grid = from_phases(x, grid), grown(valid, grid), 1
                 if self.phases and grid == 1 and first == second and divides(x, valid, first):
                     x, valid, grid = to_phases(x, first), strided(valid, first), first
                 block = block_class(

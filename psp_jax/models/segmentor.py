@@ -1,5 +1,6 @@
 """A backbone with a segmentation head and an auxiliary head, built from plain configuration values."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +45,8 @@ class Segmentor(nn.Module):
         EncNet's head adds "se_logits" f32 [B, C], whether each class is anywhere in the image. When training,
         "aux_logits" of the auxiliary head on the third stage comes with them. `valid` may tell that only the first
         (height, width) of each image are real and the rest is zero: the first logits then are those of the smaller
-        images. For evaluation it is i32 [B, 2], so that one compiled program serves all sizes; for training NumPy
-        [1, 2], of rows added so that they divide over devices.
+        images. For evaluation it is i32 [B, 2], so that one compiled program serves all sizes; for training one pair,
+        of rows added so that they divide over devices.
         """
         stages = self.backbone(image, train, valid)
         real = strided(valid, self.backbone.output_stride)
@@ -54,7 +55,8 @@ class Segmentor(nn.Module):
         else:
             outputs = {"logits": self.head(stages[-1], train, real)}
         if self.aux_head is not None and train:
-            outputs["aux_logits"] = self.aux_head(stages[-2], train, real)
+            stride = 4 * math.prod(stride for stride, _ in STAGES[self.backbone.output_stride][:3])
+            outputs["aux_logits"] = self.aux_head(stages[-2], train, strided(valid, stride))
         return outputs
 
 

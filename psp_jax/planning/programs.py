@@ -66,9 +66,11 @@ def compile_training(config: ConfigDict, classes: ClassTable, steps: int, mesh: 
 def training_flops(config: ConfigDict, classes: ClassTable, steps: int) -> float:
     """Return the operations of a step for the whole batch, before any compiler has changed it.
 
-    A multiply-add is two. What a convolution multiplies with the zeros around an image does not count, and what is
-    computed again to save memory (model.remat) does.
+    A multiply-add is two. Neither what a convolution multiplies with the zeros around an image counts, nor what is
+    computed again to save memory (model.remat).
     """
+    config = config.copy_and_resolve_references()
+    config.model.update(convolutions="native", phases=False, remat=False)
     step, arguments = _training_step(config, classes, steps, parallel.make_mesh(1, 1, jax.devices("cpu")[:1]))
     return float(step.lower(*arguments).cost_analysis()["flops"])
 

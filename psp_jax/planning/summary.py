@@ -142,7 +142,7 @@ def _work_lines(row: Mapping[str, Any]) -> list[str]:
         f"FLOPs of a step: {row['flops'] / 1e9:,.2f} G, {row['flops_an_image'] / 1e9:,.2f} G an image; the compiled "
         f"program counts {row['compiled_flops_a_chip'] / 1e9:,.2f} G a chip"
     ]
-    if row["cycles"]:
+    if row["step_seconds"]:  # of chips that are known
         lines.append(
             f"estimated cycles of a step: {row['cycles'] / 1e6:,.2f} M = {1e3 * row['step_seconds']:,.2f} ms, "
             f"{row['images_per_second']:,.0f} images/s, MFU {100 * row['mfu']:.1f} %"
