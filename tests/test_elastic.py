@@ -1,60 +1,77 @@
-"""A run goes on with other devices and other processes, on the same batches and with the same losses."""
+"""A run goes on with other devices than it was saved with, bit for bit, and has the losses of an undisturbed one.
 
-import json
-import shutil
-import subprocess
-import sys
+What several processes make of it is in test_preemption.py.
+"""
+
+import contextlib
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
-from conftest import ROOT, Run, environment, free_address
+from train_steps import CLASSES, batch, configuration
+
+from psp_jax import build, parallel
+from psp_jax.checkpoint import Checkpoints
+from psp_jax.losses import PixelLoss
+from psp_jax.models import build_model
+from psp_jax.train_step import TrainState, create_state
 
 # With the usual rate one ReLU that rounding switches in the first step moves the later losses by a thousandth.
-FLAGS = (
-    *("--config.optimizer.base_lr=1e-4", "--config.model.head=fcn", "--config.model.aux_head=False"),
-    *("--config.train.batch_size=16", "--config.eval.batch_size=16", "--config.train.log_every_steps=1"),
-    *("--config.train.steps=3", "--config.checkpoint.every_steps=1", "--config.checkpoint.keep_latest=3"),
-    *("--config.log.images=0", "--config.eval.gallery=0", "--config.data.num_workers=0"),
+CONFIG = configuration(
+    {
+        "optimizer.base_lr": 1e-4,
+        "train.crop_size": [32],
+        "train.se_weight": 0.0,
+        "model.head": "fcn",
+        "model.aux_head": False,
+        "loss.lovasz": 0.0,
+    }
 )
 
 
-def losses(workdir: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+class Devices:
+    """The training step on the first `count` of this process's devices."""
+
+    def __init__(self, count: int) -> None:
+        self.mesh = parallel.make_mesh(devices=jax.devices()[:count])
+        model, (_, optimizer) = build_model(CONFIG.model, CLASSES), build.build_optimizer(CONFIG, 10)
+        self.step = build.build_step(CONFIG, 255, model, optimizer, self.mesh, PixelLoss(**CONFIG.loss))
+        self.first = create_state(model, optimizer, 0, self.mesh, average=True)
+
+    def take(self, state: TrainState) -> tuple[TrainState, float]:
+        sharding = parallel.batch_axis_sharding(self.mesh)
+        data = parallel.to_global(batch(int(state.step), CONFIG.train.crop_size[0], False), sharding)
+        state, metrics = self.step(state, data)
+        return state, float(metrics["loss"])
 
 
-def go_on(run: Run, former: Path, step: int, workdir: Path, devices: int, processes: int = 1) -> None:
-    """Take the steps after `step` of a copy of a run, on `devices` devices in all."""
-    shutil.copytree(former, workdir)
-    for checkpoint in (workdir / "checkpoints").iterdir():
-        if int(checkpoint.name) > step:
-            shutil.rmtree(checkpoint)
-    command = [sys.executable, "-m", "psp_jax.main", *run.flags, *FLAGS, "--workdir", str(workdir)]
-    address = free_address()
-    joined = [
-        [f"--coordinator={address}", f"--num_processes={processes}", f"--process_id={r}"] if processes > 1 else []
-        for r in range(processes)
-    ]
-    started = [
-        subprocess.Popen(
-            [*command, *flags],
-            cwd=ROOT,
-            env=environment(devices // processes),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for flags in joined
-    ]
-    outputs = [process.communicate(timeout=600)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, outputs
-    assert f"on {devices} x cpu\ngoing on after step {step} in" in outputs[0]
+def test_eight_devices_then_two_then_four(tmp_path: Path) -> None:
+    def save(state: TrainState) -> list[np.ndarray]:
+        with contextlib.closing(Checkpoints(tmp_path, keep_latest=3)) as checkpoints:
+            checkpoints.save(int(state.step), state, None)
+        return [np.asarray(x) for x in jax.tree.leaves(state)]
+
+    eight = Devices(8)
+    state, losses = eight.first, []
+    for _ in range(3):
+        state, loss = eight.take(state)
+        losses.append(loss)
+        if len(losses) == 1:
+            saved = save(state)
+    for devices, former in ((Devices(2), 1), (Devices(4), 2)):
+        with contextlib.closing(Checkpoints(tmp_path, keep_latest=3)) as checkpoints:
+            state = checkpoints.restore(former, devices.first)
+        for ours, theirs in zip(jax.tree.leaves(state), saved, strict=True):
+            np.testing.assert_array_equal(np.asarray(ours), theirs)
+        shardings = jax.tree.map(lambda x: x.sharding, (state, devices.first))
+        assert shardings[0] == shardings[1] and spread_over(state.opt_state) == len(devices.mesh.devices)
+        state, loss = devices.take(state)
+        assert loss == pytest.approx(losses[former], rel=1e-5)
+        saved = save(state)
 
 
-def test_eight_devices_then_four_of_two_processes_then_sixteen(finished_run: Run, tmp_path: Path) -> None:
-    undisturbed, four, sixteen = (tmp_path / name for name in ("eight", "four", "sixteen"))
-    done = finished_run.start(undisturbed, *FLAGS, devices=8)
-    assert done.returncode == 0, done.stderr
-    go_on(finished_run, undisturbed, 1, four, devices=4, processes=2)
-    go_on(finished_run, four, 2, sixteen, devices=16)
-    assert losses(four)[:1] == losses(undisturbed)[:1] and losses(sixteen)[:2] == losses(four)[:2]
-    assert losses(sixteen) == pytest.approx(losses(undisturbed), rel=1e-5)
+def spread_over(tree: Any) -> int:
+    """Over how many devices the array of a tree that is divided most is spread."""
+    return max(x.size // x.addressable_shards[0].data.size for x in jax.tree.leaves(tree))
