@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from train_steps import CLASSES, batch, configuration
 
 from psp_jax import build, parallel
 from psp_jax.checkpoint import Checkpoints
 from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model
-from psp_jax.train_step import TrainState, create_state
+from psp_jax.train_step import StepFunction, TrainState, create_state
 
 # With the usual rate one ReLU that rounding switches in the first step moves the later losses by a thousandth.
 CONFIG = configuration(
@@ -24,54 +25,57 @@ CONFIG = configuration(
         "optimizer.base_lr": 1e-4,
         "train.crop_size": [32],
         "train.se_weight": 0.0,
+        "model.width": 8,
         "model.head": "fcn",
         "model.aux_head": False,
+        "loss.dice": 0.0,
         "loss.lovasz": 0.0,
     }
 )
 
 
-class Devices:
+MODEL, (_, OPTIMIZER) = build_model(CONFIG.model, CLASSES), build.build_optimizer(CONFIG, 10)
+
+
+def step_on(count: int) -> tuple[Mesh, StepFunction]:
     """The training step on the first `count` of this process's devices."""
-
-    def __init__(self, count: int) -> None:
-        self.mesh = parallel.make_mesh(devices=jax.devices()[:count])
-        model, (_, optimizer) = build_model(CONFIG.model, CLASSES), build.build_optimizer(CONFIG, 10)
-        self.step = build.build_step(CONFIG, 255, model, optimizer, self.mesh, PixelLoss(**CONFIG.loss))
-        self.first = create_state(model, optimizer, 0, self.mesh, average=True)
-
-    def take(self, state: TrainState) -> tuple[TrainState, float]:
-        sharding = parallel.batch_axis_sharding(self.mesh)
-        data = parallel.to_global(batch(int(state.step), CONFIG.train.crop_size[0], False), sharding)
-        state, metrics = self.step(state, data)
-        return state, float(metrics["loss"])
+    mesh = parallel.make_mesh(devices=jax.devices()[:count])
+    return mesh, build.build_step(CONFIG, 255, MODEL, OPTIMIZER, mesh, PixelLoss(**CONFIG.loss))
 
 
-def test_eight_devices_then_two_then_four(tmp_path: Path) -> None:
-    def save(state: TrainState) -> list[np.ndarray]:
-        with contextlib.closing(Checkpoints(tmp_path, keep_latest=3)) as checkpoints:
-            checkpoints.save(int(state.step), state, None)
-        return [np.asarray(x) for x in jax.tree.leaves(state)]
+def take(step_fn: StepFunction, mesh: Mesh, state: TrainState) -> tuple[TrainState, float]:
+    data = batch(int(state.step), CONFIG.train.crop_size[0], False)
+    state, metrics = step_fn(state, parallel.to_global(data, parallel.batch_axis_sharding(mesh)))
+    return state, float(metrics["loss"])
 
-    eight = Devices(8)
-    state, losses = eight.first, []
-    for _ in range(3):
-        state, loss = eight.take(state)
-        losses.append(loss)
-        if len(losses) == 1:
-            saved = save(state)
-    for devices, former in ((Devices(2), 1), (Devices(4), 2)):
-        with contextlib.closing(Checkpoints(tmp_path, keep_latest=3)) as checkpoints:
-            state = checkpoints.restore(former, devices.first)
-        for ours, theirs in zip(jax.tree.leaves(state), saved, strict=True):
-            np.testing.assert_array_equal(np.asarray(ours), theirs)
-        shardings = jax.tree.map(lambda x: x.sharding, (state, devices.first))
-        assert shardings[0] == shardings[1] and spread_over(state.opt_state) == len(devices.mesh.devices)
-        state, loss = devices.take(state)
-        assert loss == pytest.approx(losses[former], rel=1e-5)
-        saved = save(state)
+
+def saved(directory: Path, state: TrainState) -> list[np.ndarray]:
+    with contextlib.closing(Checkpoints(directory, keep_latest=3)) as checkpoints:
+        checkpoints.save(int(state.step), state, None)
+    return [np.asarray(x) for x in jax.tree.leaves(state)]
 
 
 def spread_over(tree: Any) -> int:
     """Over how many devices the array of a tree that is divided most is spread."""
     return max(x.size // x.addressable_shards[0].data.size for x in jax.tree.leaves(tree))
+
+
+def test_eight_devices_then_two_then_eight(tmp_path: Path) -> None:
+    eight, two = step_on(8), step_on(2)
+    state, losses = create_state(MODEL, OPTIMIZER, 0, eight[0], average=True), []
+    for _ in range(3):
+        state, loss = take(eight[1], eight[0], state)
+        losses.append(loss)
+        if len(losses) == 1:
+            former = saved(tmp_path, state)
+    for mesh, step_fn in (two, eight):
+        like, _ = build.abstract_arguments(CONFIG, MODEL, OPTIMIZER, mesh)
+        with contextlib.closing(Checkpoints(tmp_path, keep_latest=3)) as checkpoints:
+            state = checkpoints.restore(checkpoints.latest_step(), like)
+        for ours, theirs in zip(jax.tree.leaves(state), former, strict=True):
+            np.testing.assert_array_equal(np.asarray(ours), theirs)
+        assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, like)
+        assert spread_over(state.opt_state) == mesh.size
+        state, loss = take(step_fn, mesh, state)
+        assert loss == pytest.approx(losses[int(state.step) - 1], rel=1e-5)
+        former = saved(tmp_path, state)
