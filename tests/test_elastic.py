@@ -1,60 +1,81 @@
-"""A run goes on with other devices and other processes, on the same batches and with the same losses."""
+"""A run goes on with other devices than it was saved with, bit for bit, and has the losses of an undisturbed one.
 
-import json
-import shutil
-import subprocess
-import sys
+What several processes make of it is in test_preemption.py.
+"""
+
+import contextlib
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
-from conftest import ROOT, Run, environment, free_address
+from jax.sharding import Mesh
+from train_steps import CLASSES, batch, configuration
+
+from psp_jax import build, parallel
+from psp_jax.checkpoint import Checkpoints
+from psp_jax.losses import PixelLoss
+from psp_jax.models import build_model
+from psp_jax.train_step import StepFunction, TrainState, create_state
 
 # With the usual rate one ReLU that rounding switches in the first step moves the later losses by a thousandth.
-FLAGS = (
-    *("--config.optimizer.base_lr=1e-4", "--config.model.head=fcn", "--config.model.aux_head=False"),
-    *("--config.train.batch_size=16", "--config.eval.batch_size=16", "--config.train.log_every_steps=1"),
-    *("--config.train.steps=3", "--config.checkpoint.every_steps=1", "--config.checkpoint.keep_latest=3"),
-    *("--config.log.images=0", "--config.eval.gallery=0", "--config.data.num_workers=0"),
+CONFIG = configuration(
+    {
+        "optimizer.base_lr": 1e-4,
+        "train.crop_size": [32],
+        "train.se_weight": 0.0,
+        "model.width": 8,
+        "model.head": "fcn",
+        "model.aux_head": False,
+        "loss.dice": 0.0,
+        "loss.lovasz": 0.0,
+    }
 )
 
 
-def losses(workdir: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+MODEL, (_, OPTIMIZER) = build_model(CONFIG.model, CLASSES), build.build_optimizer(CONFIG, 10)
 
 
-def go_on(run: Run, former: Path, step: int, workdir: Path, devices: int, processes: int = 1) -> None:
-    """Take the steps after `step` of a copy of a run, on `devices` devices in all."""
-    shutil.copytree(former, workdir)
-    for checkpoint in (workdir / "checkpoints").iterdir():
-        if int(checkpoint.name) > step:
-            shutil.rmtree(checkpoint)
-    command = [sys.executable, "-m", "psp_jax.main", *run.flags, *FLAGS, "--workdir", str(workdir)]
-    address = free_address()
-    joined = [
-        [f"--coordinator={address}", f"--num_processes={processes}", f"--process_id={r}"] if processes > 1 else []
-        for r in range(processes)
-    ]
-    started = [
-        subprocess.Popen(
-            [*command, *flags],
-            cwd=ROOT,
-            env=environment(devices // processes),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for flags in joined
-    ]
-    outputs = [process.communicate(timeout=600)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, outputs
-    assert f"on {devices} x cpu\ngoing on after step {step} in" in outputs[0]
+def step_on(count: int) -> tuple[Mesh, StepFunction]:
+    """The training step on the first `count` of this process's devices."""
+    mesh = parallel.make_mesh(devices=jax.devices()[:count])
+    return mesh, build.build_step(CONFIG, 255, MODEL, OPTIMIZER, mesh, PixelLoss(**CONFIG.loss))
 
 
-def test_eight_devices_then_four_of_two_processes_then_sixteen(finished_run: Run, tmp_path: Path) -> None:
-    undisturbed, four, sixteen = (tmp_path / name for name in ("eight", "four", "sixteen"))
-    done = finished_run.start(undisturbed, *FLAGS, devices=8)
-    assert done.returncode == 0, done.stderr
-    go_on(finished_run, undisturbed, 1, four, devices=4, processes=2)
-    go_on(finished_run, four, 2, sixteen, devices=16)
-    assert losses(four)[:1] == losses(undisturbed)[:1] and losses(sixteen)[:2] == losses(four)[:2]
-    assert losses(sixteen) == pytest.approx(losses(undisturbed), rel=1e-5)
+def take(step_fn: StepFunction, mesh: Mesh, state: TrainState) -> tuple[TrainState, float]:
+    data = batch(int(state.step), CONFIG.train.crop_size[0], False)
+    state, metrics = step_fn(state, parallel.to_global(data, parallel.batch_axis_sharding(mesh)))
+    return state, float(metrics["loss"])
+
+
+def saved(directory: Path, state: TrainState) -> list[np.ndarray]:
+    with contextlib.closing(Checkpoints(directory, keep_latest=3)) as checkpoints:
+        checkpoints.save(int(state.step), state, None)
+    return [np.asarray(x) for x in jax.tree.leaves(state)]
+
+
+def spread_over(tree: Any) -> int:
+    """Over how many devices the array of a tree that is divided most is spread."""
+    return max(x.size // x.addressable_shards[0].data.size for x in jax.tree.leaves(tree))
+
+
+def test_eight_devices_then_two_then_eight(tmp_path: Path) -> None:
+    eight, two = step_on(8), step_on(2)
+    state, losses = create_state(MODEL, OPTIMIZER, 0, eight[0], average=True), []
+    for _ in range(3):
+        state, loss = take(eight[1], eight[0], state)
+        losses.append(loss)
+        if len(losses) == 1:
+            former = saved(tmp_path, state)
+    for mesh, step_fn in (two, eight):
+        like, _ = build.abstract_arguments(CONFIG, MODEL, OPTIMIZER, mesh)
+        with contextlib.closing(Checkpoints(tmp_path, keep_latest=3)) as checkpoints:
+            state = checkpoints.restore(checkpoints.latest_step(), like)
+        for ours, theirs in zip(jax.tree.leaves(state), former, strict=True):
+            np.testing.assert_array_equal(np.asarray(ours), theirs)
+        assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, like)
+        assert spread_over(state.opt_state) == mesh.size
+        state, loss = take(step_fn, mesh, state)
+        assert loss == pytest.approx(losses[int(state.step) - 1], rel=1e-5)
+        former = saved(tmp_path, state)

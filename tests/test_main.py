@@ -1,6 +1,5 @@
 """The commands as a user runs them: train, resume after a kill, evaluate, export, predict, and refusals in words."""
 
-import functools
 import json
 import re
 import shutil
@@ -9,21 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, Run, environment, free_address, run_module
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from conftest import ROOT, Run, environment, run_module
 from PIL import Image
 
 import psp_jax
 from psp_jax.checkpoint import Checkpoints
-from psp_jax.data.source import open_source
-from psp_jax.precise_bn import make_statistics
-from psp_jax.progress import track
 from psp_jax.workdir import lock
 
 
@@ -70,61 +63,6 @@ def test_evaluation_of_the_finished_run_repeats_its_validation(finished_run: Run
     after = json.loads((workdir / "eval" / "metrics.json").read_text())
     assert after["pixels"] == before["pixels"]
     assert after["mean_iou"] == pytest.approx(before["mean_iou"], abs=2e-3)
-
-
-def test_two_processes_go_on_where_one_process_stopped(finished_run: Run, tmp_path: Path) -> None:
-    """They restore step 8, train to 12, validate and save: the losses and counts of the one process.
-
-    Statistics that they take over batches are those that one device takes.
-    """
-    workdir = tmp_path / "w"
-    shutil.copytree(finished_run.workdir, workdir)
-    shutil.rmtree(workdir / "checkpoints" / "12")
-    coordinator = free_address()
-    command = [sys.executable, "-m", "psp_jax.main", *finished_run.flags, "--workdir", str(workdir)]
-    command += [f"--config.data.prepared_dir={tmp_path}", f"--coordinator={coordinator}", "--num_processes=2"]
-    command += ["--config.eval.precise_bn_batches=2"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [
-        subprocess.Popen([*command, f"--process_id={rank}"], cwd=ROOT, env=environment(), **pipes) for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "2 x cpu" in outputs[0]
-    assert "going on after step 8" in outputs[0]
-    workdirs = (finished_run.workdir, workdir)
-    one, two = ([json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()] for w in workdirs)
-    assert [line["step"] for line in two] == [line["step"] for line in one]
-    assert two[4]["loss"] == pytest.approx(one[4]["loss"], rel=1e-3)
-    assert two[5]["loss"] == pytest.approx(one[5]["loss"], rel=1e-2)
-    one, two = (json.loads((w / "eval" / "metrics.json").read_text()) for w in workdirs)
-    assert (two["images"], two["pixels"]) == (one["images"], one["pixels"])
-    model = psp_jax.load(workdir)
-    assert model.step == 12
-    record = json.loads((workdir / "config.json").read_text())
-    config, data = ConfigDict(record["config"]), record["config"]["data"]
-    config.data.num_workers = 0
-    source = open_source("image_folder", data["dir"], "train", prepared_dir=data["prepared_dir"])
-    found = make_statistics(config, model.card, Mesh([jax.devices()[:1]], ("data", "spatial")), source, track)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
-    jax.tree.map(close, model.variables["batch_stats"], jax.device_get(found(model.variables["params"])))
-
-
-def test_a_process_that_fails_does_not_leave_the_others_waiting(finished_run: Run, tmp_path: Path) -> None:
-    """Process 0 finds its images missing; process 1 waits for it to prepare them."""
-    coordinator = free_address()
-    command = [sys.executable, "-m", "psp_jax.main", *finished_run.flags, "--workdir", str(tmp_path / "w")]
-    command += [f"--coordinator={coordinator}", "--num_processes=2"]
-    first = [*command, "--process_id=0", f"--config.data.dir={tmp_path / 'nowhere'}"]
-    quiet = {"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL}
-    processes = [
-        subprocess.Popen(first, stderr=subprocess.PIPE, text=True, **quiet),
-        subprocess.Popen([*command, "--process_id=1"], stderr=subprocess.DEVNULL, **quiet),
-    ]
-    error = processes[0].communicate(timeout=120)[1]
-    assert processes[0].returncode == 1
-    assert error.startswith("error: There is no folder")
-    assert processes[1].wait(timeout=120) != 0
 
 
 def test_killed_run_ends_as_if_never_killed(finished_run: Run, tmp_path: Path) -> None:
