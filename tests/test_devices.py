@@ -23,7 +23,7 @@ def start(devices: int, output: Path, fields: dict, *distributed: object) -> sub
 
 def finish(processes: list[subprocess.Popen], output: Path) -> dict[str, np.ndarray]:
     for process in processes:
-        text, _ = process.communicate(timeout=300)
+        text, _ = process.communicate(timeout=900)
         assert process.returncode == 0, text
     with np.load(output) as file:
         return dict(file)
@@ -92,20 +92,6 @@ def test_processes(count: int, spatial: int, one_device: dict[str, np.ndarray], 
         finish([start(8 // count, output, fields, coordinator, count, rank) for rank in range(count)], output),
         one_device,
     )
-
-
-def test_bottlenecks_of_another_stride(tmp_path: Path) -> None:
-    """At output stride 32 the auxiliary head sees maps of twice the rows of the main one."""
-    fields = {
-        "model.depth": 50,
-        "model.width": 4,
-        "model.output_stride": 32,
-        "model.stride_in": "1x1",
-        "model.bins": [1],
-    }
-    fields |= {"train.crop_size": [97], "model.align_corners": True}
-    one = run(1, tmp_path / "one.npz", **fields)
-    compare(run(8, tmp_path / "eight.npz", **fields, **{"mesh.spatial": 2}), one, update_error=0.05)
 
 
 def test_encnet_on_eight_devices(tmp_path: Path) -> None:

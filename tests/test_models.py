@@ -233,3 +233,36 @@ def test_max_pool_is_the_usual_one(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(ours, expected)
     weights = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
     np.testing.assert_allclose(our_pull(weights)[0], pull(weights)[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"depth": 10, "output_stride": 32},
+        {"depth": 50, "output_stride": 16, "stride_in": "1x1", "remat": True},
+        {"depth": 10, "output_stride": 8, "head": "aspp"},
+        {"depth": 10, "output_stride": 8, "head": "enc", "lateral": True},
+        {"depth": 10, "output_stride": 8, "pool": "max", "first_block_dilation": "contracted"},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_rows_that_are_added_change_nothing_when_training(fields: dict) -> None:
+    """Neither scores nor statistics, of main and auxiliary head, whatever is below the rows that are real."""
+    settings = defaults().model
+    settings.update(width=4, head_channels=4, aux_channels=4, dropout=0.0, align_corners=False, bins=(1, 2))
+    settings.update(fields)
+    model = build_model(settings, 3)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=True))()
+    image = jax.random.normal(jax.random.key(1), (2, 64, 96, 3))
+    padded = jnp.pad(image, ((0, 0), (0, 64), (0, 0), (0, 0)))
+
+    def outputs(x: jax.Array, valid: tuple[int, int] | None) -> tuple:
+        return model.apply(variables, x, train=True, valid=valid, mutable=["batch_stats"])
+
+    plain, statistics = jax.jit(lambda x: outputs(x, None))(image)
+    ours, our_statistics = jax.jit(lambda x: outputs(x, (64, 96)))(padded)
+    for name, expected in plain.items():
+        rows = expected.shape[1]
+        scale = float(jnp.abs(expected).max())
+        np.testing.assert_allclose(ours[name][:, :rows], expected, rtol=1e-3, atol=1e-3 * scale, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), our_statistics, statistics)
