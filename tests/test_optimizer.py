@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from psp_jax.build import build_optimizer
 from psp_jax.config import defaults
 from psp_jax.optimizer import poly_schedule, sgd
-from psp_jax.train import _optimizer
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.01), (50, 0.00505), (75, 0.002575), (100, 1e-4), (200, 1e-4)])
@@ -23,7 +23,7 @@ def test_the_power_bends_what_is_above_the_floor() -> None:
 def test_a_run_has_the_floor_of_its_configuration() -> None:
     config = defaults()
     config.optimizer.end_lr = 1e-4
-    schedule, _ = _optimizer(config, 100)
+    schedule, _ = build_optimizer(config, 100)
     np.testing.assert_allclose([schedule(0), schedule(100)], [0.01, 1e-4], rtol=1e-5)
 
 

@@ -25,6 +25,7 @@ TINY = {
     "basic_dilation": "both", "stride_in": "3x3",
     "head_channels": 16, "bins": (1, 2, 3, 6), "pool": "average", "reduce": True, "aux_head": False, "aux_channels": 8,
     "dropout": 0.0, "align_corners": True, "dtype": "float32", "remat": False,
+    "phases": False, "convolutions": "auto",
 }  # fmt: skip
 
 
