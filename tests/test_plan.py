@@ -242,7 +242,10 @@ def test_this_machine_as_a_user_plans_for_it(tmp_path: Path) -> None:
     [
         ("local@batch=12", "eval.batch_size=12 does not divide over 8 devices of mesh.data; choose a multiple."),
         ("local@spatial=3", "mesh.data=-1 x mesh.spatial=3 does not use the 8 devices of this run exactly"),
-        ("local@batch=8,spatial=4", "mesh.spatial=4 leaves fewer than 2 rows of features to a device for crops of 41"),
+        (
+            "local@batch=8,spatial=8",
+            "mesh.spatial=8 leaves fewer than 2 of the 6 rows of features to a device (crops of 41",
+        ),
     ],
 )
 def test_meshes_refused(target: str, message: str) -> None:
