@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from psp_jax.ablation import EVALUATED, STARTS, Plan, cpu, is_finished, write_ablation
 from psp_jax.command import run_command
+from psp_jax.config import plain
 from psp_jax.config_file import read_config
 from psp_jax.progress import track
 from psp_jax.train import check_run
@@ -56,7 +57,7 @@ class Run:
         """
         if any((self.directory / CHECKPOINTS).glob("*")):
             record = read_json(self.directory / "config.json")
-            if changed := changed_fields(record["config"], json.loads(self.config.to_json()), EVALUATED):
+            if changed := changed_fields(record["config"], plain(self.config), EVALUATED):
                 raise ValueError(
                     f"{self.directory} holds a run with another configuration ({'; '.join(changed)}); delete it, or "
                     "choose a new --workdir."

@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from psp_jax import processes
-from psp_jax.config import flatten
+from psp_jax.config import flatten, plain
 from psp_jax.data.source import Source
 
 # Paths, and what a host decodes with: hosts may lawfully differ there, as long as the data and the weights do not.
@@ -102,7 +102,7 @@ def check_hosts(hosts: Sequence[Host], wanted: int) -> None:
 
 def of_configuration(config: ConfigDict, more: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that must be the same on every process, and `more`, as values that JSON keeps."""
-    fields = {field: value for field, value in flatten(json.loads(config.to_json())) if field not in _FREE}
+    fields = {field: value for field, value in flatten(plain(config)) if field not in _FREE}
     return fields | dict(more)
 
 

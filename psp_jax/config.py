@@ -3,6 +3,7 @@
 A configuration file defines `get_config(variant=None)`, starts from `defaults()` and states its differences.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -162,6 +163,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """Return a configuration as values of JSON's types."""
+    return dict(json.loads(config.to_json()))
 
 
 def check_fields(config: ConfigDict) -> None:

@@ -1,6 +1,5 @@
 """What config.json and the first lines on the console tell of a training run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from psp_jax import checks
+from psp_jax.config import plain
 from psp_jax.data.source import Source
 from psp_jax.losses import PixelLoss
 from psp_jax.train_step import IMAGENET_MEAN, IMAGENET_STD, TrainState
@@ -35,11 +35,6 @@ def record(config: ConfigDict, card: ModelCard, steps: int, images: int, loss: P
         "versions": versions(),
         "environment": environment(),
     }
-
-
-def plain(config: ConfigDict) -> dict[str, Any]:
-    """Return a configuration as values of JSON's types."""
-    return dict(json.loads(config.to_json()))
 
 
 def _state_of(start: int, steps: int, owed: bool) -> str:

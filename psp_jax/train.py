@@ -17,7 +17,7 @@ from psp_jax.build import build_optimizer, build_step
 from psp_jax.checkpoint import Checkpoints
 from psp_jax.class_weights import complete
 from psp_jax.compile_cache import CompileLog
-from psp_jax.config import check_fields
+from psp_jax.config import check_fields, plain
 from psp_jax.data.pipeline import BatchIterator, train_batches
 from psp_jax.data.source import Source
 from psp_jax.data.transforms import AugmentSettings
@@ -86,7 +86,7 @@ def train(
     PixelLoss(**config.loss).check(train_source.classes.num_classes)
     steps, images = checks.total_steps(config, len(train_source)), len(train_source)
     card = run_record.card(config, train_source)
-    check_owner(directory, run_record.plain(config), card.classes, images, override)
+    check_owner(directory, plain(config), card.classes, images, override)
     model = build_model(card.model, card.classes.num_classes)
     schedule, optimizer = build_optimizer(config, steps)
     state = create_state(model, optimizer, config.seed, mesh, bool(config.train.ema_decay))
@@ -100,7 +100,7 @@ def train(
         else:
             state, origin = _initialised(state, config.init, card, mesh)
         start, owed = int(state.step), notes.get("owed", False)
-        pixel_loss = complete(PixelLoss(**config.loss), run_record.plain(config), train_source, directory, start, steps)
+        pixel_loss = complete(PixelLoss(**config.loss), plain(config), train_source, directory, start, steps)
         step_fn = build_step(config, card.classes.ignore_label, model, optimizer, mesh, pixel_loss)
         if processes.is_primary():  # only now: a run that cannot go on keeps the record of what it was
             card.write(directory)
