@@ -84,20 +84,32 @@ def resize_into(x: Array, size: tuple[int, int], valid: Array | tuple[int, int] 
 
     Beyond `valid`, i32 [B, 2] or one pair, come zeros; where it is None, `size` is all of it.
     """
-    if not isinstance(valid, Array):
-        real = size if valid is None else valid
-        return resize(x, real, align_corners, canvas=size)
-    weights = []
-    for axis in range(2):
-        pixel, n_in, n_out = jnp.arange(size[axis]), x.shape[1 + axis], valid[:, axis, None]
-        if align_corners:
-            positions = pixel * ((n_in - 1) / jnp.maximum(n_out - 1, 1))
+    rows, columns = resize_matrices((x.shape[1], x.shape[2]), size, valid, align_corners)
+    x = jnp.einsum("...hg,...gwc->...hwc", jnp.asarray(rows, x.dtype), x)
+    return jnp.einsum("...wv,...hvc->...hwc", jnp.asarray(columns, x.dtype), x)
+
+
+def resize_matrices(
+    grid: tuple[int, int], size: tuple[int, int], valid: Array | tuple[int, int] | None, align_corners: bool
+) -> tuple[Any, Any]:
+    """Return the weights of `resize_into` from maps of h x w = `grid`: f32 [size[0], h] and [size[1], w].
+
+    For i32 [B, 2] `valid` they are an image's own: [B, size[0], h] and [B, size[1], w].
+    """
+    found = []
+    for n_in, n, axis in zip(grid, size, range(2), strict=True):
+        if isinstance(valid, Array):
+            pixel, n_out = jnp.arange(n), valid[:, axis, None]
+            if align_corners:
+                positions = pixel * ((n_in - 1) / jnp.maximum(n_out - 1, 1))
+            else:
+                positions = (pixel + 0.5) * (n_in / n_out) - 0.5
+            matrix = weights_at(jnp.clip(positions, 0.0, n_in - 1.0), n_in)
+            found.append(matrix * (pixel < n_out)[..., None])
         else:
-            positions = (pixel + 0.5) * (n_in / n_out) - 0.5
-        matrix = weights_at(jnp.clip(positions, 0.0, n_in - 1.0), n_in)
-        weights.append((matrix * (pixel < n_out)[..., None]).astype(x.dtype))
-    x = jnp.einsum("bwv,bhvc->bhwc", weights[1], x)
-    return jnp.einsum("bhg,bgwc->bhwc", weights[0], x)
+            real = n if valid is None else valid[axis]
+            found.append(np.pad(resize_weights(real, n_in, align_corners), ((0, n - real), (0, 0))))
+    return found[0], found[1]
 
 
 def _cells(length: int, bins: int, valid: Array) -> Array:

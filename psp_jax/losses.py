@@ -6,10 +6,12 @@ from dataclasses import dataclass, fields, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from psp_jax.interpolation import resize
+from psp_jax.interpolation import resize, resize_matrices
 from psp_jax.region_losses import dice_loss, lovasz_softmax
+from psp_jax.resized_sum import row_sums
 
 Array = jax.Array
 
@@ -106,29 +108,72 @@ def cross_entropy(logits: Array, label: Array, ignore_label: int, options: Pixel
     Raises:
       ValueError: `options` names a class weighting, but holds no weights.
     """
-    if options.class_weighting != "none":
-        raise ValueError(f"Make class_weights of class_weighting={options.class_weighting!r} first.")
-    classes = lax.broadcasted_iota(label.dtype, (*label.shape, logits.shape[-1]), label.ndim)
-    of_label = classes == label[..., None]
-    log_sum = jax.nn.logsumexp(logits, axis=-1)
-    # A masked sum picks the label's logit; unlike a gather its gradient is no scatter.
-    per_pixel = log_sum - jnp.where(of_label, logits, 0.0).sum(-1)
+    per_pixel, entropy = _pixel_losses(logits, label, options, axis=-1)
     counted = label != ignore_label
     if options.ohem_threshold:
-        counted = hard_pixels(jnp.exp(-per_pixel), counted, options.ohem_threshold, options.ohem_min_kept)
-    weight: Array | None = None
+        counted = hard_pixels(jnp.exp(-entropy), counted, options.ohem_threshold, options.ohem_min_kept)
+    return jnp.where(counted, per_pixel, 0.0).sum() / _number(label, counted, options)
+
+
+def resized_cross_entropy(
+    scores: Array,
+    label: Array,
+    ignore_label: int,
+    matrices: tuple[np.ndarray, np.ndarray],
+    options: PixelLoss = PLAIN,
+    constrain: Callable[[Array], Array] = lambda x: x,
+) -> Array:
+    """Return the `cross_entropy` of class scores f32 [B, h, w, C] at the label's size, at which they are never stored.
+
+    `matrices` and `constrain` are those of `row_sums`. `options` mine no hard examples, which compares all pixels.
+    """
+
+    def sums(logits: Array, label: Array) -> Array:
+        per_pixel, _ = _pixel_losses(logits, label, options, axis=-2)
+        return jnp.where(label != ignore_label, per_pixel, 0.0).sum(-1)
+
+    total = row_sums(sums, scores, label, ignore_label, matrices, constrain).sum()
+    return total / _number(label, label != ignore_label, options)
+
+
+def _pixel_losses(logits: Array, label: Array, options: PixelLoss, axis: int) -> tuple[Array, Array]:
+    """Return of every pixel, void or not, its summand and its cross entropy alone; classes lie along `axis`."""
+    if options.class_weighting != "none":
+        raise ValueError(f"Make class_weights of class_weighting={options.class_weighting!r} first.")
+    of_label = _one_hot(label, logits.shape[axis], axis)
+    log_sum = jax.nn.logsumexp(logits, axis)
+    # A masked sum picks the label's logit; unlike a gather its gradient is no scatter.
+    entropy = log_sum - jnp.where(of_label, logits, 0.0).sum(axis)
+    per_pixel = entropy
+    classes = jnp.asarray(options.class_weights or (1.0,) * logits.shape[axis], logits.dtype)
+    classes = jnp.expand_dims(classes, tuple(range(axis + 1, 0)))
     if options.class_weights:
-        weight = jnp.where(of_label, jnp.asarray(options.class_weights, logits.dtype), 0.0).sum(-1)
-        per_pixel = per_pixel * weight
+        per_pixel = per_pixel * jnp.where(of_label, classes, 0.0).sum(axis)
     if options.label_smoothing:
-        each = jnp.asarray(options.class_weights or (1.0,) * logits.shape[-1], logits.dtype) / logits.shape[-1]
-        even = log_sum * each.sum() - (logits * each).sum(-1)
+        each = classes / logits.shape[axis]
+        even = log_sum * each.sum() - (logits * each).sum(axis)
         per_pixel = (1 - options.label_smoothing) * per_pixel + options.label_smoothing * even
-    total = jnp.where(counted, per_pixel, 0.0).sum()
-    if weight is None:
-        return total / jnp.maximum(counted.sum(dtype=jnp.int32), 1)
+    return per_pixel, entropy
+
+
+def _number(label: Array, counted: Array, options: PixelLoss) -> Array:
+    """Return what the sum over pixels is divided by: the number of those counted, or the sum of their weights."""
+    if not options.class_weights:
+        return jnp.maximum(counted.sum(dtype=jnp.int32), 1)
+    classes = jnp.asarray(options.class_weights)
+    weight = jnp.where(_one_hot(label, len(classes), -1), classes, 0.0).sum(-1)
     weights = jnp.where(counted, weight, 0.0).sum()
-    return total / jnp.where(weights > 0, weights, 1.0)
+    return jnp.where(weights > 0, weights, 1.0)
+
+
+def _one_hot(label: Array, classes: int, axis: int) -> Array:
+    label = jnp.expand_dims(label, axis)
+    return (
+        lax.broadcasted_iota(
+            label.dtype, (1,) * (label.ndim + axis) + (classes,) + (1,) * (-axis - 1), label.ndim + axis
+        )
+        == label
+    )
 
 
 def hard_pixels(probability: Array, valid: Array, threshold: float, min_kept: int) -> Array:
@@ -215,13 +260,8 @@ def segmentation_loss(
     losses = {"aux_loss": jnp.zeros(())}
     for name, key in (("main_loss", "logits"), ("aux_loss", "aux_logits")):
         if key in outputs:
-            x, canvas = outputs[key], (label.shape[1], label.shape[2])
-            real = x.shape[1] if rows is None else -(-rows * x.shape[1] // canvas[0])
-            # The class scores stay exact in float32; the default on TPU would round them to bfloat16.
-            size, exact = (rows or canvas[0], canvas[1]), lax.Precision.HIGHEST
-            logits = constrain(resize(x, size, align_corners, exact, valid=(real, x.shape[2]), canvas=canvas))
             parts = pixel_loss if name == "main_loss" else replace(pixel_loss, ohem_threshold=0.0, ohem_min_kept=0)
-            losses[name], regions = _map_loss(logits, label, ignore_label, parts)
+            losses[name], regions = _map_loss(outputs[key], label, ignore_label, parts, align_corners, rows, constrain)
             losses |= regions if name == "main_loss" else {}
     loss = losses["main_loss"] + aux_weight * losses["aux_loss"]
     if "se_logits" in outputs:
@@ -230,8 +270,26 @@ def segmentation_loss(
     return loss, losses
 
 
-def _map_loss(logits: Array, label: Array, ignore_label: int, options: PixelLoss) -> tuple[Array, dict[str, Array]]:
+def _map_loss(
+    scores: Array,
+    label: Array,
+    ignore_label: int,
+    options: PixelLoss,
+    align_corners: bool,
+    rows: int | None,
+    constrain: Callable[[Array], Array],
+) -> tuple[Array, dict[str, Array]]:
     """Return the weighted sum of the parts that `options` names, and those of regions by themselves."""
+    canvas, grid = (label.shape[1], label.shape[2]), (scores.shape[1], scores.shape[2])
+    valid = (rows or canvas[0], canvas[1])
+    real = -(-valid[0] * grid[0] // canvas[0])
+    if not (options.dice or options.lovasz or options.ohem_threshold):
+        down, across = resize_matrices((real, grid[1]), canvas, valid, align_corners)
+        down = np.pad(down, ((0, 0), (0, grid[0] - real)))
+        entropy = resized_cross_entropy(scores, label, ignore_label, (down, across), options, constrain)
+        return options.cross_entropy * entropy, {}
+    exact = lax.Precision.HIGHEST  # as in `row_sums`
+    logits = constrain(resize(scores, valid, align_corners, exact, valid=(real, grid[1]), canvas=canvas))
     total, regions = jnp.zeros(()), {}
     if options.cross_entropy:
         total += options.cross_entropy * cross_entropy(logits, label, ignore_label, options)

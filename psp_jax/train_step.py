@@ -13,8 +13,8 @@ from flax import linen as nn
 
 from psp_jax import parallel
 from psp_jax.losses import PLAIN, PixelLoss, segmentation_loss
-from psp_jax.models.layers import BatchNorm, ConvBN
-from psp_jax.models.row_convolution import call_by_rows
+from psp_jax.models.layers import BatchNorm, Conv, ConvBN
+from psp_jax.models.row_convolution import convolve_rows
 from psp_jax.parallel import RowSplit
 
 Array = jax.Array
@@ -181,9 +181,9 @@ def _as_trained(
     layer = context.module
     if isinstance(layer, BatchNorm):
         return call(*args, **kwargs, groups=bn_groups)
-    # Maps in phases are a larger batch already; a classifier has a bias.
-    if isinstance(layer, nn.Conv) and len(args[0]) == images_by_rows and not layer.use_bias:
-        return call_by_rows(layer, *args)
+    if isinstance(layer, Conv) and context.method_name == "convolve" and len(args[0]) == images_by_rows:
+        x, kernel = args  # maps in phases are a larger batch already
+        return convolve_rows(x.astype(layer.dtype), kernel, layer.stride, layer.dilation, layer.padding)
     x = call(*args, **kwargs)
     return split.constrain(x) if split is not None and isinstance(layer, ConvBN) else x
 

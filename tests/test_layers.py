@@ -30,7 +30,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("checks", "config_file"),
     (  # leaves
         *("command", "config", "parallel", "processes", "classes", "visualize", "interpolation", "download"),
-        *("region_losses", "ablation_text", "atomic", "walltime", "preemption", "compile_cache"),
+        *("region_losses", "resized_sum", "ablation_text", "atomic", "walltime", "preemption", "compile_cache"),
     ),
     ("rendezvous",),
 )

@@ -10,7 +10,7 @@ from jax import lax
 from psp_jax.config import defaults
 from psp_jax.models import build_model
 from psp_jax.models.phases import divides, from_phases, to_phases
-from psp_jax.models.row_convolution import call_by_rows, convolve_rows
+from psp_jax.models.row_convolution import convolve_rows
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,9 @@ def test_the_same_network(depth: int, first_block: str, side: int) -> None:
     image = jax.random.normal(jax.random.key(side), (1, side, side, 3))
 
     def by_rows(call, args, kwargs, context):  # type: ignore[no-untyped-def]
-        if isinstance(context.module, nn.Conv) and not context.module.use_bias:
-            return call_by_rows(context.module, *args)
+        layer = context.module
+        if context.method_name == "convolve":
+            return convolve_rows(*args, layer.stride, layer.dilation, layer.padding)
         return call(*args, **kwargs)
 
     expected = jax.jit(lambda x: plain.apply(variables, x, train=False)["logits"])(image)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.interpolation import adaptive_average_pool, adaptive_max_pool, resize_into
+from psp_jax.interpolation import adaptive_average_pool, adaptive_max_pool, resize_matrices
 from psp_jax.models.layers import Classifier, ConvBN, Valid, torch_default_init
 
 Array = jax.Array
@@ -66,13 +66,13 @@ class PSPHead(nn.Module):
     def __call__(self, features: Array, train: bool, valid: Valid = None) -> Array:
         """Map features [B, h, w, C], real in their first `valid` rows and columns, to logits f32 [B, h, w, classes]."""
         size = (features.shape[1], features.shape[2])
-        levels = [features]
+        levels = []
         for bins in self.bins:
             x = POOLS[self.pool](features, bins, valid)
             if self.reduce:
                 width = features.shape[-1] // len(self.bins)
                 x = ConvBN(width, 1, kernel_init=torch_default_init, dtype=self.dtype, name=f"level{bins}")(x, train)
-            levels.append(resize_into(x, size, valid, self.align_corners))
-        x = jnp.concatenate(levels, axis=-1)
-        x = ConvBN(self.channels, 3, kernel_init=torch_default_init, dtype=self.dtype, name="fuse")(x, train, valid)
+            levels.append((x, resize_matrices((bins, bins), size, valid, self.align_corners)))
+        fuse = ConvBN(self.channels, 3, kernel_init=torch_default_init, dtype=self.dtype, name="fuse")
+        x = fuse(features, train, valid, levels)
         return Classifier(self.num_classes, self.dropout, name="classifier")(x, train)

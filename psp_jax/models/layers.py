@@ -1,17 +1,20 @@
 """Convolution, batch normalisation and initialisers that every network here is made of."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
 Array = jax.Array
 # Which (height, width) of each map is real, the rest being padding: i32 [B, 2]; when training, one pair for all.
 Valid = Array | tuple[int, int] | None
+# A small map [B, n, m, C], and the weights [..., H, n] and [..., W, m] that resize it; see `resize_matrices`.
+Coarse = tuple[Array, tuple[Any, Any]]
 
 # torch's default for convolutions, which the reference keeps in its heads: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_default_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -73,11 +76,73 @@ class BatchNorm(nn.Module):
         return ((x - mean) * factor + bias).astype(self.dtype).reshape(shape)
 
 
-class ConvBN(nn.Module):
-    """Convolution without bias, batch norm and, unless `relu` is off, ReLU; padding keeps [H, W] at stride 1.
+class Conv(nn.Module):
+    """Square convolution without bias; padding keeps [H, W] at stride 1.
 
     The padding is explicit because 'SAME' with stride 2 pads one pixel less at even sizes than torch's padding=1.
     """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    dilation: int = 1
+    kernel_init: Any = kaiming_fan_out_init
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, coarse: Sequence[Coarse] = ()) -> Array:
+        """Map [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
+
+        With `coarse` maps, for stride and dilation 1, the input is x and, in the channels behind, each of them resized
+        to its size. Resizing and convolving are linear: the kernel is applied to the few cells of a coarse map, and
+        what each of its taps gives is interpolated where the tap reads, which takes next to no multiplications.
+        """
+        channels = [x.shape[-1], *(cells.shape[-1] for cells, _ in coarse)]
+        kernels = jnp.split(self.kernel(sum(channels)), np.cumsum(channels)[:-1], axis=2)
+        y = self.convolve(x, kernels[0])
+        if not coarse:
+            return y
+        rows, columns = [], []
+        for (cells, weights), kernel in zip(coarse, kernels[1:], strict=True):
+            down, across = (_shifted(jnp.asarray(weight, self.dtype), self.kernel_size) for weight in weights)
+            taps = jnp.einsum("bijc,vucd->bviujd", cells.astype(self.dtype), kernel)
+            taps = taps.reshape(len(taps), down.shape[-1], across.shape[-1], -1)
+            rows.append(jnp.einsum("...hp,...pqd->...hqd", down, taps))
+            columns.append(across)
+        return y + jnp.einsum("...wq,...hqd->...hwd", jnp.concatenate(columns, -1), jnp.concatenate(rows, -2))
+
+    def kernel(self, channels: int) -> Array:
+        """Return the parameter [kernel_size, kernel_size, channels, features], in `dtype`."""
+        shape = (self.kernel_size, self.kernel_size, channels, self.features)
+        kernel: Array = self.param("kernel", self.kernel_init, shape)
+        return kernel.astype(self.dtype)
+
+    def convolve(self, x: Array, kernel: Array) -> Array:
+        """Return what the layer makes of x with a kernel; a method so that training can choose how it is lowered."""
+        return lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel,
+            (self.stride, self.stride),
+            [(self.padding, self.padding)] * 2,
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    @property
+    def padding(self) -> int:
+        """Zeros that the map is given on every side."""
+        return self.dilation * (self.kernel_size - 1) // 2
+
+
+def _shifted(weights: Array, taps: int) -> Array:
+    """Return, of resize weights [..., H, n], those at which the taps of a kernel read: [..., H, taps n]."""
+    pad, size = taps // 2, weights.shape[-2]
+    weights = jnp.pad(weights, [(0, 0)] * (weights.ndim - 2) + [(pad, pad), (0, 0)])
+    return jnp.concatenate([lax.slice_in_dim(weights, i, i + size, axis=-2) for i in range(taps)], axis=-1)
+
+
+class ConvBN(nn.Module):
+    """`Conv`, batch norm and, unless `relu` is off, ReLU."""
 
     features: int
     kernel: int = 3
@@ -88,26 +153,18 @@ class ConvBN(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, valid: Valid = None) -> Array:
-        """Map [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
+    def __call__(self, x: Array, train: bool, valid: Valid = None, coarse: Sequence[Coarse] = ()) -> Array:
+        """Map [B, H, W, C], beside `coarse` maps, to [B, ceil(H / stride), ceil(W / stride), features].
 
         Where `valid` says which (height, width) of each image is real, the output is that of the smaller image, with
         numbers beyond that mean nothing.
         """
         if self.kernel > 1:
             x = zero_beyond(x, valid)
-        pad = self.dilation * (self.kernel - 1) // 2
-        x = nn.Conv(
-            self.features,
-            (self.kernel, self.kernel),
-            strides=self.stride,
-            padding=pad,
-            kernel_dilation=self.dilation,
-            use_bias=False,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
+        conv = Conv(
+            self.features, self.kernel, self.stride, self.dilation, self.kernel_init, dtype=self.dtype, name="conv"
+        )
+        x = conv(x, coarse)
         x = BatchNorm(dtype=self.dtype, name="bn")(x, train, unless_whole(strided(valid, self.stride), x))
         return nn.relu(x) if self.relu else x
 

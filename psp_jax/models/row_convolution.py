@@ -6,11 +6,8 @@ that is a batch spread over devices. What remains of the second dimension are sh
 row of the kernel, side by side in the channels: with several images a chip they cost more than is won.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 
 Array = jax.Array
@@ -32,11 +29,3 @@ def convolve_rows(x: Array, kernel: Array, stride: int, dilation: int, padding: 
         joined, kernel, (stride,), [(padding, padding)], rhs_dilation=(dilation,), dimension_numbers=dims
     )
     return joined.reshape(batch, rows, *joined.shape[1:])
-
-
-def call_by_rows(layer: nn.Conv, x: Array) -> Array:
-    """Return what a convolution of `psp_jax.models.layers`, square and without bias, gives: by `convolve_rows`."""
-    settings: Any = layer  # whose types allow for one value an axis
-    kernel = settings.get_variable("params", "kernel").astype(settings.dtype)
-    dilation = settings.kernel_dilation or 1
-    return convolve_rows(x.astype(settings.dtype), kernel, settings.strides or 1, dilation, settings.padding)
