@@ -1,7 +1,9 @@
 """Convolution, batch normalisation and initialisers that every network here is made of."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -42,11 +44,12 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    relu: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, valid: Valid = None, groups: int = 1) -> Array:
-        """Normalise [B, ..., C]; updates the collection `batch_stats` when `train`.
+    def __call__(self, x: Array, train: bool, valid: tuple[int, int] | Array | None = None, groups: int = 1) -> Array:
+        """Normalise [B, ..., C], and set to 0 what is negative if `relu`; updates `batch_stats` when `train`.
 
         Where `valid` of maps [B, H, W, C] is given, the statistics are of what is real. With `groups` > 1 the batch is
         cut into that many equal runs of neighbours, each normalised by its own statistics, as replicas that do not
@@ -57,23 +60,82 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        shape, x = x.shape, x.astype(jnp.float32)
-        if train:
-            x = x.reshape(groups, -1, *shape[1:])
-            axes = tuple(range(1, x.ndim - 1))
-            real = x if valid is None else jnp.where(inside(valid, shape[1:3]), x, 0.0)
-            count = x.shape[1] * math.prod(shape[1:-1] if isinstance(valid, Array | None) else valid)
-            mean = real.sum(axes, keepdims=True) / count
-            # One pass over the data; rounding can push the difference below zero where a channel is constant.
-            var = jnp.maximum(jnp.square(real).sum(axes, keepdims=True) / count - jnp.square(mean), 0.0)
-            if not self.is_initializing():
-                unbiased = var * (count / max(count - 1, 1))
-                for running, found in ((running_mean, mean), (running_var, unbiased)):
-                    running.value = self.momentum * running.value + (1 - self.momentum) * found.mean(0).ravel()
-        else:
-            mean, var = running_mean.value, running_var.value
-        factor = scale * lax.rsqrt(var + self.epsilon)
-        return ((x - mean) * factor + bias).astype(self.dtype).reshape(shape)
+        if not train:
+            y = (x.astype(jnp.float32) - running_mean.value) * (scale * lax.rsqrt(running_var.value + self.epsilon))
+            y = (y + bias).astype(self.dtype)
+            return nn.relu(y) if self.relu else y
+        known = None if isinstance(valid, Array) else valid
+        options = _Normalisation(self.epsilon, self.relu, groups, known, self.dtype)
+        y, mean, var = _normalise(options, x, scale, bias)
+        if not self.is_initializing():
+            count = options.count(x)
+            unbiased = var * (count / max(count - 1, 1))
+            for running, found in ((running_mean, mean), (running_var, unbiased)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * found.mean(0).ravel()
+        return y
+
+
+@dataclass(frozen=True)
+class _Normalisation:
+    """What of batch normalisation by a batch's own statistics is known while tracing; see `BatchNorm`."""
+
+    epsilon: float
+    relu: bool
+    groups: int
+    valid: tuple[int, int] | None
+    dtype: Any
+
+    def grouped(self, x: Array) -> Array:
+        """Map [B, ..., C] to f32 [groups, B / groups, ..., C]."""
+        return x.astype(jnp.float32).reshape(self.groups, -1, *x.shape[1:])
+
+    def count(self, x: Array) -> int:
+        """Return over how many values of each channel of x the statistics of a group are."""
+        return x.shape[0] // self.groups * math.prod(self.valid or x.shape[1:-1])
+
+    def real(self, x: Array) -> Array:
+        """Return x [groups, B / groups, H, W, C] with zeros beyond what is real."""
+        return x if self.valid is None else jnp.where(inside(self.valid, x.shape[2:4]), x, 0.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalise(options: _Normalisation, x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+    """Return x [B, ..., C] normalised, and its mean and biased variance f32 [groups, 1, ..., C], which get no gradient.
+
+    The gradient is written down because the textbook's takes one pass for two sums, and one for the result, over the
+    layer's input and the gradient, and nothing but the input is kept for it; differentiated step by step it takes more
+    of both.
+    """
+    return _normalise_and_keep(options, x, scale, bias)[0]
+
+
+def _normalise_and_keep(options: _Normalisation, x: Array, scale: Array, bias: Array) -> tuple[Any, Any]:
+    grouped = options.grouped(x)
+    axes, count = tuple(range(1, grouped.ndim - 1)), options.count(x)
+    real = options.real(grouped)
+    mean = real.sum(axes, keepdims=True) / count
+    # One pass over the data; rounding can push the difference below zero where a channel is constant.
+    var = jnp.maximum(jnp.square(real).sum(axes, keepdims=True) / count - jnp.square(mean), 0.0)
+    y = (grouped - mean) * (scale * lax.rsqrt(var + options.epsilon)) + bias
+    y = (nn.relu(y) if options.relu else y).astype(options.dtype).reshape(x.shape)
+    return (y, mean, var), (x, scale, bias, mean, var)
+
+
+def _normalise_gradient(options: _Normalisation, kept: Any, slopes: Any) -> tuple[Array, Array, Array]:
+    x, scale, bias, mean, var = kept
+    grouped, slope = options.grouped(x), options.grouped(slopes[0])
+    inverse = lax.rsqrt(var + options.epsilon)
+    normal = (grouped - mean) * inverse
+    if options.relu:
+        slope = jnp.where(normal * scale + bias > 0, slope, 0.0)
+    axes, count = tuple(range(1, grouped.ndim - 1)), options.count(x)
+    of_bias, of_scale = (part.sum(axes, keepdims=True) for part in (slope, slope * normal))
+    through_statistics = options.real((of_bias + normal * of_scale) / count)
+    of_x = (slope - through_statistics) * (scale * inverse)
+    return of_x.astype(x.dtype).reshape(x.shape), of_scale.sum(0).ravel(), of_bias.sum(0).ravel()
+
+
+_normalise.defvjp(_normalise_and_keep, _normalise_gradient)
 
 
 class Conv(nn.Module):
@@ -142,7 +204,7 @@ def _shifted(weights: Array, taps: int) -> Array:
 
 
 class ConvBN(nn.Module):
-    """`Conv`, batch norm and, unless `relu` is off, ReLU."""
+    """`Conv`, `BatchNorm` and, unless `relu` is off, ReLU."""
 
     features: int
     kernel: int = 3
@@ -165,8 +227,8 @@ class ConvBN(nn.Module):
             self.features, self.kernel, self.stride, self.dilation, self.kernel_init, dtype=self.dtype, name="conv"
         )
         x = conv(x, coarse)
-        x = BatchNorm(dtype=self.dtype, name="bn")(x, train, unless_whole(strided(valid, self.stride), x))
-        return nn.relu(x) if self.relu else x
+        norm = BatchNorm(relu=self.relu, dtype=self.dtype, name="bn")
+        return norm(x, train, unless_whole(strided(valid, self.stride), x))  # type: ignore[no-any-return]
 
 
 def max_pool(x: Array, train: bool) -> Array:
