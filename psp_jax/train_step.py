@@ -182,8 +182,8 @@ def _as_trained(
     if isinstance(layer, BatchNorm):
         return call(*args, **kwargs, groups=bn_groups)
     if isinstance(layer, Conv) and context.method_name == "convolve" and len(args[0]) == images_by_rows:
-        x, kernel = args  # maps in phases are a larger batch already
-        return convolve_rows(x.astype(layer.dtype), kernel, layer.stride, layer.dilation, layer.padding)
+        x, kernel = (array.astype(layer.dtype) for array in args)  # maps in phases are a larger batch already
+        return convolve_rows(x, kernel, layer.stride, layer.dilation, layer.padding)
     x = call(*args, **kwargs)
     return split.constrain(x) if split is not None and isinstance(layer, ConvBN) else x
 

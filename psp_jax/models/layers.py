@@ -167,23 +167,23 @@ class Conv(nn.Module):
         rows, columns = [], []
         for (cells, weights), kernel in zip(coarse, kernels[1:], strict=True):
             down, across = (_shifted(jnp.asarray(weight, self.dtype), self.kernel_size) for weight in weights)
-            taps = jnp.einsum("bijc,vucd->bviujd", cells.astype(self.dtype), kernel)
+            taps = jnp.einsum("bijc,vucd->bviujd", cells.astype(self.dtype), kernel.astype(self.dtype))
             taps = taps.reshape(len(taps), down.shape[-1], across.shape[-1], -1)
             rows.append(jnp.einsum("...hp,...pqd->...hqd", down, taps))
             columns.append(across)
         return y + jnp.einsum("...wq,...hqd->...hwd", jnp.concatenate(columns, -1), jnp.concatenate(rows, -2))
 
     def kernel(self, channels: int) -> Array:
-        """Return the parameter [kernel_size, kernel_size, channels, features], in `dtype`."""
+        """Return the parameter f32 [kernel_size, kernel_size, channels, features]."""
         shape = (self.kernel_size, self.kernel_size, channels, self.features)
         kernel: Array = self.param("kernel", self.kernel_init, shape)
-        return kernel.astype(self.dtype)
+        return kernel
 
     def convolve(self, x: Array, kernel: Array) -> Array:
         """Return what the layer makes of x with a kernel; a method so that training can choose how it is lowered."""
         return lax.conv_general_dilated(
             x.astype(self.dtype),
-            kernel,
+            kernel.astype(self.dtype),
             (self.stride, self.stride),
             [(self.padding, self.padding)] * 2,
             rhs_dilation=(self.dilation, self.dilation),
