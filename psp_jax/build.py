@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from psp_jax import checks, parallel
 from psp_jax.losses import PixelLoss
+from psp_jax.models.segmentor import DTYPES
 from psp_jax.optimizer import poly_schedule, sgd
 from psp_jax.train_step import (
     IMAGENET_MEAN,
@@ -18,6 +19,7 @@ from psp_jax.train_step import (
     Batch,
     StepFunction,
     TrainState,
+    as_computed,
     init_state,
     make_train_step,
     state_shardings,
@@ -80,11 +82,16 @@ def build_step(
         split=parallel.split_rows(
             mesh, config.train.batch_size, checks.crop_size(config)[0], config.model.output_stride
         ),
+        gather=functools.partial(_gathered, dtype=DTYPES[config.model.dtype], mesh=mesh),
         spread=functools.partial(parallel.spread, mesh=mesh),
     )
     shardings = (state_shardings(_state_shape(config, model, optimizer), mesh), parallel.replicated(mesh))
     options = TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
     return jax.jit(train_step, donate_argnums=0, out_shardings=shardings, compiler_options=options)
+
+
+def _gathered(params: Any, dtype: Any, mesh: Mesh) -> Any:
+    return jax.lax.with_sharding_constraint(as_computed(params, dtype), parallel.replicated(mesh))
 
 
 def _by_rows(config: ConfigDict, mesh: Mesh) -> bool:

@@ -81,6 +81,15 @@ def spread(tree: Any, mesh: Mesh) -> Any:
     return jax.lax.with_sharding_constraint(whole, spread_shardings(tree, mesh))
 
 
+def placed(tree: Any, shardings: Any) -> Any:
+    """Return a tree of global arrays where `shardings`, one or a tree of them, says, across processes too."""
+    return jax.jit(_same, out_shardings=shardings)(tree)
+
+
+def _same(tree: Any) -> Any:
+    return tree
+
+
 def all_devices_sharding(mesh: Mesh) -> NamedSharding:
     """Return the sharding of arrays [B, ...] whose batch is spread over all devices."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))

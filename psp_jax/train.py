@@ -29,11 +29,7 @@ from psp_jax.precise_bn import make_statistics
 from psp_jax.preemption import Preempted, Preemption
 from psp_jax.progress import Progress
 from psp_jax.recorder import Recorder
-from psp_jax.train_step import (
-    StepFunction,
-    TrainState,
-    create_state,
-)
+from psp_jax.train_step import StepFunction, TrainState, create_state, state_shardings
 from psp_jax.validation import Validation
 from psp_jax.walltime import WallTime
 from psp_jax.watchdog import Watchdog
@@ -172,7 +168,8 @@ def _initialised(state: TrainState, init: ConfigDict, card: ModelCard, mesh: Mes
     found, origin = initialise(state.variables, card.model, variable_shapes, init.source, file, card.mean, card.std)
     variables = parallel.to_replicated(found, mesh)
     averaged = None if state.averaged is None else jax.tree.map(jnp.copy, variables["params"])
-    return replace(state, **variables, averaged=averaged), f" from {origin}"
+    state = replace(state, **variables, averaged=averaged)
+    return parallel.placed(state, state_shardings(state, mesh)), f" from {origin}"
 
 
 def _renewed_statistics(
@@ -182,7 +179,8 @@ def _renewed_statistics(
     if not config.eval.precise_bn_batches:
         return lambda state: state
     statistics = make_statistics(config, card, mesh, source, progress.track)
-    return lambda state: replace(state, batch_stats=statistics(state.variables["params"]))
+    whole = parallel.replicated(mesh)
+    return lambda state: replace(state, batch_stats=statistics(parallel.placed(state.variables["params"], whole)))
 
 
 @dataclass(frozen=True)
@@ -229,7 +227,8 @@ class _Run:
             with self.recorder.walltime.during("validation"):
                 state = self.renew(state)
                 if validate:
-                    scores = self.validation.run(state.variables, done, functools.partial(self.recorder.show, done))
+                    whole = parallel.placed(state.variables, parallel.replicated(self.mesh))
+                    scores = self.validation.run(whole, done, functools.partial(self.recorder.show, done))
         except Preempted:
             self.stop(done, None if saved else state, owed=validate)
             raise

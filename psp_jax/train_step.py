@@ -1,7 +1,7 @@
 """The training state and the one definition of a training step."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -75,9 +75,23 @@ def create_state(
 
 
 def state_shardings(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """Return where each array of the state lives: the optimizer's are spread over all devices, others are on each."""
+    """Return where each array of the state lives.
+
+    Parameters, their running mean and the optimizer's state are spread over all devices, each of which updates its
+    share; step and statistics are on each.
+    """
     everywhere = jax.tree.map(lambda _: parallel.replicated(mesh), state)
-    return replace(everywhere, opt_state=parallel.spread_shardings(state.opt_state, mesh))
+    spread = {name: getattr(state, name) for name in ("params", "opt_state", "averaged")}
+    return replace(everywhere, **parallel.spread_shardings(spread, mesh))
+
+
+def as_computed(params: Any, dtype: Any) -> Any:
+    """Return parameters with the kernels of all `ConvBN` in the dtype that those compute in: what devices exchange."""
+    if not isinstance(params, Mapping):
+        return params
+    if params.keys() == {"conv", "bn"}:
+        return {**params, "conv": jax.tree.map(lambda kernel: kernel.astype(dtype), params["conv"])}
+    return {name: as_computed(entry, dtype) for name, entry in params.items()}
 
 
 def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int, average: bool) -> TrainState:
@@ -105,14 +119,16 @@ def make_train_step(
     bn_groups: int = 1,
     by_rows: bool = False,
     split: RowSplit | None = None,
+    gather: Callable[[Any], Any] = lambda tree: tree,
     spread: Callable[[Any], Any] = lambda tree: tree,
 ) -> StepFunction:
     """Return the pure function (state, batch) -> (state, metrics) of one optimizer step.
 
     The batch is global: {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. Dropout is a function of `dropout_seed` and
     the step. Batch norm takes its statistics over `bn_groups` equal parts of the batch. `by_rows` lowers convolutions
-    as `psp_jax.models.row_convolution` does. With `split` the rows of every image are spread over devices. `spread`
-    places trees of parameters for the update, of which each device does a share. Metrics are scalars: loss and the
+    as `psp_jax.models.row_convolution` does. With `split` the rows of every image are spread over devices. `gather`
+    makes the copies of the parameters that a device computes with, `spread` places gradients as the parameters are, of
+    which each device updates a share. Metrics are scalars: loss and the
     parts that `segmentation_loss` names, grad_norm, and state_norm of the new parameters, statistics and running mean,
     whose decay is `ema_decay`.
     """
@@ -127,7 +143,7 @@ def make_train_step(
         dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
 
         def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
+            variables = {"params": gather(params), "batch_stats": state.batch_stats}
             options: dict[str, Any] = {"mutable": ["batch_stats"], "rngs": {"dropout": dropout_key}}
             with nn.intercept_methods(functools.partial(_as_trained, bn_groups, by_rows and len(image), split)):
                 outputs, updates = model.apply(variables, image, train=True, valid=valid, **options)
@@ -160,9 +176,9 @@ def _updated(
     spread: Callable[[Any], Any],
 ) -> tuple[TrainState, dict[str, Array]]:
     """Return the next state, and the norms of the gradient and of what of the state a checkpoint would hold."""
-    gradients, params = spread(gradients), spread(state.params)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
-    params = optax.apply_updates(params, updates)
+    gradients = spread(gradients)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     new = TrainState(state.step + 1, params, batch_stats, opt_state, _average(state, params, ema_decay))
     kept = (new.params, new.batch_stats, new.averaged)  # whatever goes wrong in an update shows in their norm
     return new, {"grad_norm": optax.tree.norm(gradients), "state_norm": optax.tree.norm(kept)}

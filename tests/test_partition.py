@@ -37,13 +37,13 @@ def test_no_map_is_gathered(convolutions: str) -> None:
     # Convolutions by rows are of maps [B H, W, C].
     assert not [shape for shape, axis in gathered if shape.count(",") == 2 and axis == "0"]
     assert bool(re.search(r"window=\{size=3 ", text)) == (convolutions == "rows")
-    # Each device has made its share of the new parameters.
+    # Each device holds a share of the parameters.
     assert [shape for shape, axis in gathered if shape.startswith("3,3,") and axis in "23"]
 
 
-def test_the_optimizer_is_shared_out() -> None:
-    """Each device holds an eighth of the momentum of every kernel that divides."""
-    config = configuration({})
+def test_parameters_and_optimizer_are_shared_out() -> None:
+    """Each device holds an eighth of every kernel that divides, of its momentum and of its running mean."""
+    config = configuration({"train.ema_decay": 0.9})
     mesh = parallel.make_mesh()
     model = build_model(config.model, CLASSES)
     _, optimizer = build.build_optimizer(config, 10)
@@ -53,9 +53,8 @@ def test_the_optimizer_is_shared_out() -> None:
         shapes = [x.shape if whole else x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(tree) if x.ndim == 4]
         return sum(map(math.prod, shapes))
 
-    shares = elements(state.opt_state, False) / elements(state.opt_state, True)
-    assert 1 / 8 <= shares < 1 / 8 + 0.02
-    assert elements(state.params, False) == elements(state.params, True)
+    for tree in (state.params, state.opt_state, state.averaged):
+        assert 1 / 8 <= elements(tree, False) / elements(tree, True) < 1 / 8 + 0.02
 
 
 def test_shares_of_the_batch() -> None:
