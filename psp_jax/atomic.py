@@ -1,10 +1,17 @@
 """Files and folders that are there whole or not at all, whatever happens while they are written."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+_REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT): "free space there, or raise the quota",
+    (errno.EFBIG,): "raise the limit on the size of files (ulimit -f)",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "make it writable for this user",
+}
 
 
 @contextlib.contextmanager
@@ -14,6 +21,20 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + ".partial")
     yield partial
     os.replace(partial, path)
+
+
+def remedy(error: BaseException) -> str:
+    """Return what a failure to write says, and what helps where that is known.
+
+    Libraries tell of the system's error in words of their own, tensorstore by the system's name of it.
+    """
+    causes: list[BaseException | None] = [error, error.__cause__, error.__context__]
+    told = " ".join(str(cause) for cause in causes if cause is not None)
+    for codes, help_words in _REMEDIES.items():
+        for code in codes:
+            if os.strerror(code) in told:
+                return f"{os.strerror(code)}: {help_words}"
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @contextlib.contextmanager
