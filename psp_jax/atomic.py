@@ -17,10 +17,23 @@ _REMEDIES = {
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path to write to; at the end it becomes `path`, which so is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    yield partial
-    os.replace(partial, path)
+    with naming(path, partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def naming(path: Path, *also: Path) -> Iterator[None]:
+    """Have a failure to write `path`, or the paths `also`, name `path` and what helps; a full disk names no file."""
+    try:
+        yield
+    except OSError as error:
+        named = {str(name) for name in (error.filename, error.filename2) if name is not None}
+        if named <= {str(path), *map(str, also)} and any(error.errno in codes for codes in _REMEDIES):
+            raise OSError(f"{path} could not be written ({remedy(error)}).") from error
+        raise
 
 
 def remedy(error: BaseException) -> str:

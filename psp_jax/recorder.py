@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from psp_jax import processes
+from psp_jax.atomic import naming
 from psp_jax.compile_cache import CompileLog
 from psp_jax.data.source import Source
 from psp_jax.goodput import Goodput
@@ -104,7 +105,8 @@ class Recorder:
             f"({self.row} in a row; {SKIPPED})"
         )
         if processes.is_primary():
-            with (self._directory / SKIPPED).open("a", encoding="utf-8") as file:
+            path = self._directory / SKIPPED
+            with naming(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "not_finite": bad, "images": self.images}) + "\n")
 
     def compiled(self) -> None:
