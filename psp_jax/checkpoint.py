@@ -29,6 +29,7 @@ from psp_jax.workdir import read_json
 VARIABLES = "variables"
 TRAINED = "trained"
 NOTES = "notes"
+_REPLACED = "replaced-"
 
 
 class Checkpoints:
@@ -67,9 +68,10 @@ class Checkpoints:
         self.say: Callable[[str], None] = _to_stderr
         self._directory, self._writes = directory.absolute(), bool(keep_latest)
         self._saving: tuple[int, dict[str, list[int]], float] | None = None
-        self._failures = 0  # in a row
+        self._lost: OSError | None = None  # why the last save failed, if it did
         if self._writes:
             if processes.is_primary():
+                self._bring_back()
                 self._set_aside()
             processes.wait_for_all(f"checkpoints/{directory}")
         self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -86,7 +88,7 @@ class Checkpoints:
         Raises:
           OSError: it cannot be written, nor could the one before; one failure alone is told and survived.
         """
-        self._settle(allowed=1)
+        self._settle()
         tree = _items(state)
         items = {name: ocp.args.StandardSave(item) for name, item in tree.items()}
         items[NOTES] = ocp.args.JsonSave(dict(notes or {}))
@@ -96,7 +98,7 @@ class Checkpoints:
             if self._manager.save(step, args=ocp.args.Composite(**items), metrics=known):
                 return
         except Exception as error:  # whatever the file system, tensorstore and Orbax make of it
-            self._failed(error, allowed=1)
+            self._failed(error)
             return
         raise ValueError(f"There is a checkpoint of step {step} already.")
 
@@ -141,15 +143,12 @@ class Checkpoints:
         args = ocp.args.Composite(**{NOTES: ocp.args.JsonRestore()})
         return dict(self._manager.restore(step, args=args)[NOTES])
 
-    def replaceable(self, step: int) -> bool:
-        """Delete the checkpoint of `step`, to be saved anew with its scores, unless it is the only one.
-
-        A kill before it is saved anew costs the steps since the checkpoint before. The only one stays, without scores.
-        """
-        if len(self._manager.all_steps()) < 2:
-            return False
-        self._manager.delete(step)
-        return True
+    def make_way(self, step: int) -> None:
+        """Let the step of a checkpoint be saved anew; it is back unless what is saved is whole."""
+        if processes.is_primary():
+            (self._directory / str(step)).rename(self._directory / f"{_REPLACED}{step}")
+        processes.wait_for_all(f"make_way/{self._directory}/{step}")
+        self._manager.reload()
 
     def restore_variables(self, step: int, like: Any) -> Any:
         """Return parameters and statistics at `step` without the optimizer; `like` gives shapes and shardings."""
@@ -159,7 +158,9 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until everything is written; OSError tells that the last checkpoint could not be."""
         try:
-            self._settle(allowed=0)
+            self._settle()
+            if self._lost is not None:
+                raise self._lost
         finally:
             self._manager.close()
 
@@ -172,32 +173,46 @@ class Checkpoints:
         seconds = time.monotonic() - began
         self.say(f"checkpoint of step {step} written and read back in {seconds:.1f} s: {self._directory / str(step)}")
 
-    def _settle(self, allowed: int) -> None:
+    def _settle(self) -> None:
         """Wait for the save that is under way."""
         if self._saving is None:
             return
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # as in `save`
-            self._failed(error, allowed)
-        else:
-            self._saving, self._failures = None, 0
+            self._failed(error)
+            return
+        self._saving = self._lost = None
+        if processes.is_primary():
+            self._bring_back()
 
-    def _failed(self, error: Exception, allowed: int) -> None:
-        """Tell of a save that failed and free its space; OSError where more than `allowed` have failed in a row."""
+    def _failed(self, error: Exception) -> None:
+        """Tell of a save that failed and free its space; OSError where the one before has failed too."""
         assert self._saving is not None
-        step, self._saving = self._saving[0], None
-        self._failures += 1
+        step, self._saving, former = self._saving[0], None, self._lost
         if processes.is_primary():
             for folder in self._unfinished(step):
                 shutil.rmtree(folder, ignore_errors=True)
+            self._bring_back()
         self._manager.reload()  # what it would have deleted is still there
+        latest = self._manager.latest_step()
         words = f"The checkpoint of step {step} could not be saved in {self._directory} ({remedy(error)})"
-        if self._failures > allowed:
-            latest = self._manager.latest_step()
-            kept = "there is none before it" if latest is None else f"that of step {latest} is whole"
-            raise OSError(f"{words}; {kept}, and the same command goes on from there.") from error
+        kept = "there is none before it" if latest is None else f"that of step {latest} is whole"
+        lost = OSError(f"{words}; {kept}, and the same command goes on from there.")
+        if former is not None:
+            self._lost = None  # told by now
+            raise lost from error
+        self._lost = lost
         self.say(f"{words}; the next one is tried, and if that fails too the run ends.")
+
+    def _bring_back(self) -> None:
+        """Give checkpoints that made way their names again; where there is a new one, which is whole, delete them."""
+        for path in list(self._directory.glob(f"{_REPLACED}*")):
+            former = self._directory / path.name.removeprefix(_REPLACED)
+            if former.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(former)
 
     def _unfinished(self, step: int) -> list[Path]:
         """Return the folder that Orbax writes the checkpoint of `step` into, before it gets its name."""

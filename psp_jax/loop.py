@@ -86,8 +86,9 @@ class Run:
             raise
         if scores:
             self.recorder.validated(done, scores)
-        if not saved or self.checkpoints.replaceable(done):
-            self.save(done, state, scores)
+        if saved:
+            self.checkpoints.make_way(done)
+        self.save(done, state, scores)
         return state
 
     def save(

@@ -101,7 +101,8 @@ def replay(bundle: Path) -> dict[str, list[str]]:
     values = {"parameters": state.params, "statistics": state.batch_stats}
     values |= {"optimizer state": state.opt_state, "running mean": state.averaged}
     found = {kind: _not_finite(_names(tree)) for kind, tree in values.items()}
-    pixel_loss = replace(PixelLoss(**config.loss), class_weights=tuple(record["resolved"]["class_weights"]))
+    weights = tuple(record["resolved"]["class_weights"])
+    pixel_loss = replace(PixelLoss(**config.loss), class_weighting="none", class_weights=weights)
     watched = looks.gradients(optimizer)
     step_fn = build.build_step(config, card.classes.ignore_label, model, watched, mesh, pixel_loss)
     with np.load(bundle / BATCH) as batch, nn.intercept_methods(looks.layer):
@@ -116,7 +117,7 @@ def replay(bundle: Path) -> dict[str, list[str]]:
         | {
             "losses": _not_finite(losses),
             "gradients": gradients,
-            "norms (state_norm is that of the update)": _not_finite(norms),
+            "norms of the gradient and of the new state": _not_finite(norms),
         }
     )
 

@@ -107,20 +107,28 @@ def test_averages_neither_begin_nor_end_on_the_way(saved: bool, wanted: bool, wo
         Checkpoints(tmp_path).restore(3, state(0, averaged=wanted))
 
 
-def test_the_only_checkpoint_is_never_replaced(tmp_path: Path) -> None:
+def test_a_step_saved_anew_keeps_the_former_one_until_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(tmp_path, 1)
     checkpoints = Checkpoints(tmp_path, keep_latest=1, keep_best=1)
-    checkpoints.save(1, state(1), None, {"owed": True})
-    assert not checkpoints.replaceable(1)
-    checkpoints.close()
-    several = Checkpoints(tmp_path, keep_latest=2, keep_best=1)
-    several.save(2, state(2), None, {"owed": True})
-    several.close()
-    again = Checkpoints(tmp_path, keep_latest=2, keep_best=1)
-    assert again.notes(2) == {"owed": True}
-    assert again.replaceable(2)
-    again.save(2, state(2), scores(0.5))
+    checkpoints.make_way(1)
+    assert steps_in(tmp_path) == ["replaced-1"]  # what a kill would leave
+    killed = Checkpoints(tmp_path, keep_latest=1, keep_best=1)
+    assert (killed.latest_step(), steps_in(tmp_path)) == (1, ["1"])
+    killed.make_way(1)
+    with monkeypatch.context() as context:
+        context.setattr("psp_jax.checkpoint.array_sums", lambda tree: [1])  # as if other bits had been in memory
+        killed.save(1, state(2), scores(0.95))
+        with pytest.raises(OSError, match="step 1 could not be saved"):
+            killed.close()
+    again = Checkpoints(tmp_path, keep_latest=1, keep_best=1)
+    identical(again.restore(1, state(0)), state(1))
+    again.make_way(1)
+    again.save(1, state(3), scores(0.5))
     again.close()
-    assert Checkpoints(tmp_path).best_step() == 2
+    assert steps_in(tmp_path) == ["1"]
+    identical(Checkpoints(tmp_path).restore(1, state(0)), state(3))
 
 
 def test_processes_see_the_same_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

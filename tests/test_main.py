@@ -142,7 +142,7 @@ def test_diverging_run_stops_and_its_last_step_can_be_taken_again(finished_run: 
     assert told.returncode == 0, told.stderr
     assert f"step 15 with the images {', '.join(skipped[2]['images'])}" in told.stdout
     assert "layers, from the image on: finite" in told.stdout and "gradients: finite" in told.stdout
-    assert "first not finite: state_norm (norms (state_norm is that of the update))" in told.stdout
+    assert "first not finite: state_norm (norms of the gradient and of the new state)" in told.stdout
 
 
 def test_full_disk_ends_the_run_with_a_sentence_and_space_lets_it_go_on(finished_run: Run, tmp_path: Path) -> None:
