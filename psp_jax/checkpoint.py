@@ -9,6 +9,7 @@ A checkpoint gets its name, and older ones are deleted for it, when all of it wa
 memory; see `integrity`.
 """
 
+import logging
 import shutil
 import sys
 import time
@@ -30,6 +31,8 @@ VARIABLES = "variables"
 TRAINED = "trained"
 NOTES = "notes"
 _REPLACED = "replaced-"
+# What fails in Orbax's threads comes from it as an error, told in a sentence; its log would print pages of stacks.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
 
 
 class Checkpoints:

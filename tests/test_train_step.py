@@ -11,7 +11,11 @@ from flax import linen as nn
 
 from psp_jax import parallel
 from psp_jax.models.layers import BatchNorm
+from psp_jax.replay import Looks
 from psp_jax.train_step import StepFunction, TrainState, create_state, make_train_step
+
+
+SGD = optax.sgd(0.5)
 
 
 class Pixelwise(nn.Module):
@@ -22,8 +26,8 @@ class Pixelwise(nn.Module):
         return {"logits": nn.Dense(3)(BatchNorm()(x, train))}
 
 
-def start(average: bool) -> tuple[TrainState, StepFunction]:
-    model, optimizer = Pixelwise(), optax.sgd(0.5)
+def start(average: bool, optimizer: optax.GradientTransformation = SGD) -> tuple[TrainState, StepFunction]:
+    model = Pixelwise()
     state = create_state(model, optimizer, 0, parallel.make_mesh(devices=jax.devices()[:1]), average)
     step_fn = make_train_step(
         model,
@@ -98,3 +102,17 @@ def test_steps_after_a_skipped_one_are_those_without_it() -> None:
     assert (state.step, plain.step) == (3, 2)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.variables), jax.device_get(plain.variables))
     assert not np.array_equal(state.params["Dense_0"]["kernel"], weights["Dense_0"]["kernel"])
+
+
+def test_a_replayed_step_tells_which_layers_and_gradients_are_not_finite() -> None:
+    """Batch norm comes before the bias that is broken: its output is finite, and no gradient is."""
+    for broken_bias in (False, True):
+        looks = Looks()
+        state, step_fn = start(False, looks.gradients(SGD))
+        names = ["BatchNorm_0/bias", "BatchNorm_0/scale", "Dense_0/bias", "Dense_0/kernel"]
+        if broken_bias:
+            state.params["Dense_0"]["bias"] = jnp.full((3,), jnp.nan)
+        with nn.intercept_methods(looks.layer):
+            step_fn(state, batch(0))
+        layers, gradients = (["Dense_0", "the network"], names) if broken_bias else ([], [])
+        assert looks.told() == {"layers, from the image on": layers, "gradients": gradients}
