@@ -53,7 +53,7 @@ def check_run(config: ConfigDict) -> None:
 def train(
     config: ConfigDict, directory: Path, train_source: Source, eval_source: Source, override: bool = False
 ) -> TrainState:
-    """Train as `config` says, going on from the newest checkpoint in `directory` where there is one.
+    """Train as `config` says, going on from the newest whole checkpoint in `directory` where there is one.
 
     SIGTERM saves the state after the present step, also out of a validation, which then is the first thing that the
     next start does. A run so interrupted gives what an undisturbed one gives.
@@ -104,14 +104,12 @@ def train(
         progress = stack.enter_context(Progress(directory, steps, start, **logs, between=watch.between))
         checkpoints.say = progress.say
         progress.say(run_record.opening(config, mesh, directory, (start, steps), owed, images, state, origin))
-        every, held = config.train.log_every_steps, (notes.get("interval", []), notes.get("skipped", 0))
-        told = progress, walltime, watch.goodput, compiled
-        recorder = Recorder(*told, schedule, every, steps, train_source, directory, *held)
+        of_run = schedule, config.train.log_every_steps, steps, train_source, directory, notes.get("interval", [])
+        recorder = Recorder(progress, walltime, watch.goodput, compiled, *of_run, notes.get("skipped", 0))
         validation = Validation(config, card, model, mesh, eval_source, directory, progress)
         renew = _renewed_statistics(config, card, mesh, train_source, progress)
         parts = step_fn, recorder, renew, validation, checkpoints, watch.preemption
-        run = Run(config, directory, mesh, train_source, *parts)
-        return loop(run, state, (start, steps), owed)
+        return loop(Run(config, directory, mesh, train_source, *parts), state, (start, steps), owed)
 
 
 @dataclass(frozen=True)

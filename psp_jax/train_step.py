@@ -114,8 +114,7 @@ def make_train_step(
     as `psp_jax.models.row_convolution` does. With `split` the rows of every image are spread over devices. `spread`
     places trees of parameters for the update, of which each device does a share. Metrics are scalars: loss and the
     parts that `segmentation_loss` names, grad_norm, and state_norm of the new parameters, statistics and running mean,
-    whose decay is `ema_decay`. Where loss or one of the norms is not finite the step changes nothing but its number,
-    and `skipped` is 1, else 0.
+    whose decay is `ema_decay`; `skipped` is 1 where one is not finite and the step changes its number alone, else 0.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:

@@ -14,7 +14,6 @@ from psp_jax.models.layers import BatchNorm
 from psp_jax.replay import Looks
 from psp_jax.train_step import StepFunction, TrainState, create_state, make_train_step
 
-
 SGD = optax.sgd(0.5)
 
 
