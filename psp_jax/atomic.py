@@ -1,19 +1,53 @@
 """Files and folders that are there whole or not at all, whatever happens while they are written."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+_REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT): "free space there, or raise the quota",
+    (errno.EFBIG,): "raise the limit on the size of files (ulimit -f)",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "make it writable for this user",
+}
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path to write to; at the end it becomes `path`, which so is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    yield partial
-    os.replace(partial, path)
+    with naming(path, partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def naming(path: Path, *also: Path) -> Iterator[None]:
+    """Have a failure to write `path`, or the paths `also`, name `path` and what helps; a full disk names no file."""
+    try:
+        yield
+    except OSError as error:
+        named = {str(name) for name in (error.filename, error.filename2) if name is not None}
+        if named <= {str(path), *map(str, also)} and any(error.errno in codes for codes in _REMEDIES):
+            raise OSError(f"{path} could not be written ({remedy(error)}).") from error
+        raise
+
+
+def remedy(error: BaseException) -> str:
+    """Return what a failure to write says, and what helps where that is known.
+
+    Libraries tell of the system's error in words of their own, tensorstore by the system's name of it.
+    """
+    causes: list[BaseException | None] = [error, error.__cause__, error.__context__]
+    told = " ".join(str(cause) for cause in causes if cause is not None)
+    for codes, help_words in _REMEDIES.items():
+        for code in codes:
+            if os.strerror(code) in told:
+                return f"{os.strerror(code)}: {help_words}"
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @contextlib.contextmanager

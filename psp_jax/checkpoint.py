@@ -4,9 +4,16 @@ A checkpoint holds the items `variables` (parameters and batch-norm statistics: 
 `training` (step and optimizer state). Where the parameters in `variables` are averaged ones, a third item, `trained`,
 holds those that are trained; `notes` holds what else a run needs to go on as if it had never ended. The data stream is
 a pure function of the seed and the step, so the step is its position as well.
+
+A checkpoint gets its name, and older ones are deleted for it, when all of it was read back and found to be what was in
+memory; see `integrity`.
 """
 
-from collections.abc import Mapping
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +21,36 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from psp_jax import processes
+from psp_jax.atomic import remedy
+from psp_jax.integrity import CHECKSUMS, array_sums, damage, seal
 from psp_jax.train_step import TrainState
+from psp_jax.workdir import read_json
 
 VARIABLES = "variables"
 TRAINED = "trained"
 NOTES = "notes"
+_REPLACED = "replaced-"
+# What fails in Orbax's threads comes from it as an error, told in a sentence; its log would print pages of stacks.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
 
 
 class Checkpoints:
-    """The checkpoints of one run, written in the background.
+    """The checkpoints of one run, written and verified in the background.
+
+    One that is damaged is never taken: a reader passes over it, and a writer sets it aside when it is made, so that
+    its step can be saved anew. All processes of a run make the writer; the first one verifies.
 
     Args:
       directory: where they are; made if missing.
       keep_latest: how many of the newest to keep; 0 for a reader, which must not save.
       keep_best: how many of the best by `mean_iou` to keep besides.
+
+    Attributes:
+      say: takes the lines about what is saved and what is passed over; stderr by default.
+
+    Raises:
+      ValueError: there are checkpoints, and every one is damaged (a writer would begin the run anew).
     """
 
     def __init__(self, directory: Path, keep_latest: int = 0, keep_best: int = 0) -> None:
@@ -41,8 +64,20 @@ class Checkpoints:
             create=bool(keep_latest),  # not read_only, which warns on every use
             # What a killed process left half written; a reader must not take it from a run that is still writing.
             cleanup_tmp_directories=bool(keep_latest),
+            # Orbax calls it on the first process when all files are written, before the checkpoint gets its name.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._verify),
+            lightweight_initialize=not keep_latest,  # a damaged file of scores must not stop a reader
         )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self.say: Callable[[str], None] = _to_stderr
+        self._directory, self._writes = directory.absolute(), bool(keep_latest)
+        self._saving: tuple[int, dict[str, list[int]], float] | None = None
+        self._lost: OSError | None = None  # why the last save failed, if it did
+        if self._writes:
+            if processes.is_primary():
+                self._bring_back()
+                self._set_aside()
+            processes.wait_for_all(f"checkpoints/{directory}")
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(
         self,
@@ -51,20 +86,37 @@ class Checkpoints:
         metrics: dict[str, float | None] | None,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
-        """Start writing a checkpoint, `notes` as JSON; the state may be donated as soon as this returns."""
-        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+        """Start writing a checkpoint, `notes` as JSON; the state may be donated as soon as this returns.
+
+        Raises:
+          OSError: it cannot be written, nor could the one before; one failure alone is told and survived.
+        """
+        self._settle()
+        tree = _items(state)
+        items = {name: ocp.args.StandardSave(item) for name, item in tree.items()}
         items[NOTES] = ocp.args.JsonSave(dict(notes or {}))
         known = metrics if metrics and metrics["mean_iou"] is not None else None
-        if not self._manager.save(step, args=ocp.args.Composite(**items), metrics=known):
-            raise ValueError(f"There is a checkpoint of step {step} already.")
+        self._saving = step, {name: array_sums(item) for name, item in tree.items()}, time.monotonic()
+        try:
+            if self._manager.save(step, args=ocp.args.Composite(**items), metrics=known):
+                return
+        except Exception as error:  # whatever the file system, tensorstore and Orbax make of it
+            self._failed(error)
+            return
+        raise ValueError(f"There is a checkpoint of step {step} already.")
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, if there is one."""
-        return self._manager.latest_step()
+        if self._writes:
+            return self._manager.latest_step()
+        return self._first_whole(_steps(self._directory))
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the highest mean IoU, if one was saved with a validation."""
-        return self._manager.best_step()
+        if self._writes:
+            return self._manager.best_step()
+        scores = {step: _score(self._directory / str(step)) for step in _steps(self._directory)}
+        return self._first_whole(sorted((s for s in scores if scores[s] >= 0), key=scores.__getitem__, reverse=True))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Return the state at `step`, with the shapes and shardings of `like`.
@@ -94,15 +146,12 @@ class Checkpoints:
         args = ocp.args.Composite(**{NOTES: ocp.args.JsonRestore()})
         return dict(self._manager.restore(step, args=args)[NOTES])
 
-    def replaceable(self, step: int) -> bool:
-        """Delete the checkpoint of `step`, to be saved anew with its scores, unless it is the only one.
-
-        A kill before it is saved anew costs the steps since the checkpoint before. The only one stays, without scores.
-        """
-        if len(self._manager.all_steps()) < 2:
-            return False
-        self._manager.delete(step)
-        return True
+    def make_way(self, step: int) -> None:
+        """Let the step of a checkpoint be saved anew; it is back unless what is saved is whole."""
+        if processes.is_primary():
+            (self._directory / str(step)).rename(self._directory / f"{_REPLACED}{step}")
+        processes.wait_for_all(f"make_way/{self._directory}/{step}")
+        self._manager.reload()
 
     def restore_variables(self, step: int, like: Any) -> Any:
         """Return parameters and statistics at `step` without the optimizer; `like` gives shapes and shardings."""
@@ -110,9 +159,119 @@ class Checkpoints:
         return self._manager.restore(step, args=args)[VARIABLES]
 
     def close(self) -> None:
-        """Wait until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait until everything is written; OSError tells that the last checkpoint could not be."""
+        try:
+            self._settle()
+            if self._lost is not None:
+                raise self._lost
+        finally:
+            self._manager.close()
+
+    def _verify(self) -> None:
+        """Read back the checkpoint that is being written, in Orbax's thread."""
+        assert self._saving is not None
+        step, sums, began = self._saving
+        (folder,) = self._unfinished(step)
+        seal(folder, sums)
+        seconds = time.monotonic() - began
+        self.say(f"checkpoint of step {step} written and read back in {seconds:.1f} s: {self._directory / str(step)}")
+
+    def _settle(self) -> None:
+        """Wait for the save that is under way."""
+        if self._saving is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # as in `save`
+            self._failed(error)
+            return
+        self._saving = self._lost = None
+        if processes.is_primary():
+            self._bring_back()
+
+    def _failed(self, error: Exception) -> None:
+        """Tell of a save that failed and free its space; OSError where the one before has failed too."""
+        assert self._saving is not None
+        step, self._saving, former = self._saving[0], None, self._lost
+        if processes.is_primary():
+            for folder in self._unfinished(step):
+                shutil.rmtree(folder, ignore_errors=True)
+            self._bring_back()
+        self._manager.reload()  # what it would have deleted is still there
+        latest = self._manager.latest_step()
+        words = f"The checkpoint of step {step} could not be saved in {self._directory} ({remedy(error)})"
+        kept = "there is none before it" if latest is None else f"that of step {latest} is whole"
+        lost = OSError(f"{words}; {kept}, and the same command goes on from there.")
+        if former is not None:
+            self._lost = None  # told by now
+            raise lost from error
+        self._lost = lost
+        self.say(f"{words}; the next one is tried, and if that fails too the run ends.")
+
+    def _bring_back(self) -> None:
+        """Give checkpoints that made way their names again; where there is a new one, which is whole, delete them."""
+        for path in list(self._directory.glob(f"{_REPLACED}*")):
+            former = self._directory / path.name.removeprefix(_REPLACED)
+            if former.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(former)
+
+    def _unfinished(self, step: int) -> list[Path]:
+        """Return the folder that Orbax writes the checkpoint of `step` into, before it gets its name."""
+        return list(self._directory.glob(f"{step}.orbax-checkpoint-tmp*"))
+
+    def _set_aside(self) -> None:
+        """Rename what is damaged, so that neither Orbax nor a step that is saved anew comes across it."""
+        whole, wrong = None, dict[int, str]()
+        for step in _steps(self._directory):
+            if found := damage(self._directory / str(step), thorough=whole is None):
+                wrong[step] = found
+            elif whole is None:
+                whole = step
+        if wrong and whole is None:
+            found = "; ".join(f"{step}: {words}" for step, words in wrong.items())
+            raise ValueError(
+                f"Every checkpoint in {self._directory} is damaged ({found}); restore one of them from a copy, or "
+                "choose a new --workdir."
+            )
+        for step, words in wrong.items():
+            aside = self._directory / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._directory / str(step)).rename(aside)
+            self.say(f"The checkpoint of step {step} is damaged ({words}) and set aside: {aside}")
+        if whole is not None:
+            self._tell_of_old(whole)
+
+    def _first_whole(self, steps: Iterable[int]) -> int | None:
+        for step in steps:
+            if not (words := damage(self._directory / str(step))):
+                self._tell_of_old(step)
+                return step
+            self.say(f"The checkpoint of step {step} in {self._directory} is damaged ({words}) and passed over.")
+        return None
+
+    def _tell_of_old(self, step: int) -> None:
+        if not (self._directory / str(step) / CHECKSUMS).exists():
+            self.say(f"The checkpoint of step {step} has no checksums, as those of earlier versions; it can be read.")
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _steps(directory: Path) -> list[int]:
+    """Return the steps that something in `directory` is named after, the newest first."""
+    names = [path.name for path in directory.iterdir()] if directory.exists() else []
+    return sorted((int(name) for name in names if name.isdecimal() and str(int(name)) == name), reverse=True)
+
+
+def _score(directory: Path) -> float:
+    """Return the mean IoU that a checkpoint was saved with, -1 where there is none to be read."""
+    try:
+        return float(read_json(directory / "metrics" / "metrics")["mean_iou"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1.0
 
 
 def _items(state: TrainState) -> dict[str, Any]:

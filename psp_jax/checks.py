@@ -19,6 +19,7 @@ _LEAST = {
     "train.aux_weight": 0,
     "train.se_weight": 0,
     "train.ema_decay": 0,
+    "train.max_skipped": 2,
     "model.bn_group_size": 0,
     "train.log_every_steps": 1,
     "optimizer.base_lr": 0,

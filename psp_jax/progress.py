@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from psp_jax.atomic import replacing
+from psp_jax.atomic import naming, replacing
 
 Tracked = contextlib.AbstractContextManager[Callable[[int], None]]
 # Not in a step's line on the console: `CompileLog.words` has told them.
@@ -142,13 +142,15 @@ class Progress:
             self._bars.stop()
         if self._writer is not None:
             self._writer.close()
-        self._metrics.close()
-        self._validations.close()
+        for file in (self._metrics, self._validations):
+            with naming(Path(file.name)):  # what could not be written is tried once more
+                file.close()
 
     def _record(self, file: TextIO, step: int, values: Mapping[str, float | None], prefix: str = "") -> None:
         finite = {key: float(v) if v is not None and math.isfinite(v) else None for key, v in values.items()}
-        file.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
-        file.flush()
+        with naming(Path(file.name)):
+            file.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
+            file.flush()
         if self._writer is not None:
             for key, value in finite.items():
                 if value is not None:

@@ -1,12 +1,15 @@
-"""What a training loop makes of each step's metrics: means in the log, and an end where they are not finite."""
+"""What a training loop makes of each step's metrics: means in the log, and a record of the steps that were skipped."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from psp_jax import processes
+from psp_jax.atomic import naming
 from psp_jax.compile_cache import CompileLog
 from psp_jax.data.source import Source
 from psp_jax.goodput import Goodput
@@ -18,17 +21,27 @@ from psp_jax.walltime import WallTime
 Array = jax.Array
 
 
-class TrainingDiverged(FloatingPointError):
-    """Loss or gradient is no longer finite."""
+SKIPPED = "skipped.jsonl"
+_SHOWN = 16  # names in a line
+
+
+def some(images: list[str]) -> str:
+    """Return the names of a batch as a line can hold them."""
+    return ", ".join(images[:_SHOWN]) + (f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else "")
 
 
 class Recorder:
-    """Reads each step's metrics when they are ready, logs their means per interval, stops on what is not finite.
+    """Reads each step's metrics when they are ready, logs their means per interval, and tells of skipped steps.
+
+    Means are those of the steps that were not skipped; `skipped` is how many were.
 
     Attributes:
       walltime: tells what the time goes into.
       interval: metrics of the steps since the last line of the log; a run that goes on begins with those it was saved
         with, so that its lines are those of a run that was never ended.
+      row: how many steps were skipped in a row up to the last one read.
+      skipped: how many were in the whole run; the schedule of the learning rate stands still in them.
+      images: ids of the batch of the last step that was skipped.
     """
 
     def __init__(
@@ -43,10 +56,12 @@ class Recorder:
         source: Source,
         directory: Path,
         interval: list[dict[str, float]],
+        skipped: int = 0,
     ) -> None:
         self.walltime, self._goodput, self.interval = walltime, goodput, interval
         self._progress, self._schedule, self._source, self._directory = progress, schedule, source, directory
         self._every, self._last = log_every_steps, last
+        self.row, self.skipped, self.images = 0, skipped, list[str]()
         self._compiled, self._once = compiled, dict[str, float]()
         self._pending: tuple[int, dict[str, Array], np.ndarray] | None = None
 
@@ -61,22 +76,38 @@ class Recorder:
         step, metrics, index = self._pending
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not np.isfinite(list(values.values())).all():
-            bad = ", ".join(f"{name}={value}" for name, value in values.items() if not np.isfinite(value))
-            images = ", ".join(self._source.ids(int(i)) for i in index)
-            raise TrainingDiverged(
-                f"Step {step} is not finite ({bad}) with the images {images}; lower optimizer.base_lr or look at these "
-                "images. The checkpoints before this step are kept."
-            )
+        if values["skipped"]:
+            self._skip(step, values, index)
+        else:
+            self.row = 0
         self.interval.append(values)
         self._progress.advance(step)
         if self._goodput:
             self._goodput.keep()
         if step % self._every == 0 or step == self._last:
-            means = {name: float(np.mean([v[name] for v in self.interval])) for name in values}
-            rate = {"learning_rate": float(self._schedule(step - 1))}
+            taken = [v for v in self.interval if not v.get("skipped")]  # an older version's have none
+            names = [name for name in values if name != "skipped"]
+            means = {name: float(np.mean([v[name] for v in taken])) if taken else float("nan") for name in names}
+            means["skipped"] = float(len(self.interval) - len(taken))
+            rate = {"learning_rate": float(self._schedule(step - 1 - self.skipped))}
             self._progress.log(step, means | rate | self.walltime.take() | self._once)
             self.interval, self._once = [], {}
+
+    def _skip(self, step: int, values: dict[str, float], index: np.ndarray) -> None:
+        """Tell which step was skipped, with which images; every process reads the same metrics, and calls this."""
+        rows = multihost_utils.process_allgather(index.astype(np.int32)) if jax.process_count() > 1 else index
+        self.images = [self._source.ids(int(i)) for i in dict.fromkeys(np.ravel(rows).tolist())]
+        self.row, self.skipped = self.row + 1, self.skipped + 1
+        bad = {name: str(value) for name, value in values.items() if not np.isfinite(value)}
+        words = ", ".join(f"{name}={value}" for name, value in bad.items())
+        self._progress.say(
+            f"step {step} is not finite ({words}) with the images {some(self.images)}: it changes nothing "
+            f"({self.row} in a row; {SKIPPED})"
+        )
+        if processes.is_primary():
+            path = self._directory / SKIPPED
+            with naming(path), path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "not_finite": bad, "images": self.images}) + "\n")
 
     def compiled(self) -> None:
         """Tell what was compiled up to the first step: on the console now, in the logs with the next line."""

@@ -1,7 +1,6 @@
-"""The training loop: build, restore, then per step: stop if asked, batch, update, look at the step before, validate."""
+"""A training run: build, restore, then the loop."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,18 +17,18 @@ from psp_jax.checkpoint import Checkpoints
 from psp_jax.class_weights import complete
 from psp_jax.compile_cache import CompileLog
 from psp_jax.config import check_fields, plain
-from psp_jax.data.pipeline import BatchIterator, train_batches
 from psp_jax.data.source import Source
 from psp_jax.data.transforms import AugmentSettings
 from psp_jax.download import checksum
 from psp_jax.goodput import Goodput
+from psp_jax.loop import Run, loop
 from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model, check_model, variable_shapes
 from psp_jax.precise_bn import make_statistics
-from psp_jax.preemption import Preempted, Preemption
+from psp_jax.preemption import Preemption
 from psp_jax.progress import Progress
 from psp_jax.recorder import Recorder
-from psp_jax.train_step import StepFunction, TrainState, create_state, state_shardings
+from psp_jax.train_step import TrainState, create_state, state_shardings
 from psp_jax.validation import Validation
 from psp_jax.walltime import WallTime
 from psp_jax.watchdog import Watchdog
@@ -54,7 +53,7 @@ def check_run(config: ConfigDict) -> None:
 def train(
     config: ConfigDict, directory: Path, train_source: Source, eval_source: Source, override: bool = False
 ) -> TrainState:
-    """Train as `config` says, going on from the newest checkpoint in `directory` where there is one.
+    """Train as `config` says, going on from the newest whole checkpoint in `directory` where there is one.
 
     SIGTERM saves the state after the present step, also out of a validation, which then is the first thing that the
     next start does. A run so interrupted gives what an undisturbed one gives.
@@ -73,7 +72,7 @@ def train(
       ValueError: the workdir belongs to another configuration, batches do not divide over the mesh, or class weights
         are not those of the classes.
       Preempted: SIGTERM came, here or on another process.
-      TrainingDiverged: loss or gradient is not finite; the last checkpoint before that is kept.
+      TrainingDiverged: loss or gradient was not finite in `train.max_skipped` steps in a row.
     """
     compiled, walltime = CompileLog(), WallTime()
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
@@ -103,14 +102,14 @@ def train(
             write_json(directory / "config.json", run_record.record(config, card, steps, images, pixel_loss))
         logs = {"primary": processes.is_primary(), "tensorboard": config.log.tensorboard}
         progress = stack.enter_context(Progress(directory, steps, start, **logs, between=watch.between))
+        checkpoints.say = progress.say
         progress.say(run_record.opening(config, mesh, directory, (start, steps), owed, images, state, origin))
-        every, held = config.train.log_every_steps, notes.get("interval", [])
-        told = progress, walltime, watch.goodput, compiled
-        recorder = Recorder(*told, schedule, every, steps, train_source, directory, held)
+        of_run = schedule, config.train.log_every_steps, steps, train_source, directory, notes.get("interval", [])
+        recorder = Recorder(progress, walltime, watch.goodput, compiled, *of_run, notes.get("skipped", 0))
         validation = Validation(config, card, model, mesh, eval_source, directory, progress)
         renew = _renewed_statistics(config, card, mesh, train_source, progress)
-        run = _Run(config, mesh, train_source, step_fn, recorder, renew, validation, checkpoints, watch.preemption)
-        return _loop(run, state, (start, steps), owed)
+        parts = step_fn, recorder, renew, validation, checkpoints, watch.preemption
+        return loop(Run(config, directory, mesh, train_source, *parts), state, (start, steps), owed)
 
 
 @dataclass(frozen=True)
@@ -181,112 +180,3 @@ def _renewed_statistics(
     statistics = make_statistics(config, card, mesh, source, progress.track)
     whole = parallel.replicated(mesh)
     return lambda state: replace(state, batch_stats=statistics(parallel.placed(state.variables["params"], whole)))
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the loop works with."""
-
-    config: ConfigDict
-    mesh: Mesh
-    source: Source
-    step_fn: StepFunction
-    recorder: Recorder
-    renew: Callable[[TrainState], TrainState]
-    validation: Validation
-    checkpoints: Checkpoints
-    preemption: Preemption
-
-    def batches(self, start: int, steps: int) -> BatchIterator:
-        """Return this process's share of the batches of the steps start + 1 ... steps."""
-        config, (index, count) = self.config, parallel.share(parallel.batch_axis_sharding(self.mesh))
-        return train_batches(
-            self.source,
-            crop_size=checks.crop_size(config),
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            start_step=start,
-            num_steps=steps - start,
-            shard_index=index,
-            shard_count=count,
-            augment=AugmentSettings(**config.augment),
-            num_workers=config.data.num_workers,
-        )
-
-    def finish(self, done: int, state: TrainState, validate: bool, saved: bool = False) -> TrainState:
-        """Return the state of step `done` with renewed statistics, after validating and saving it.
-
-        Args:
-          done: the step.
-          state: after it.
-          validate: whether to; a validation that SIGTERM breaks off is owed, and the state saved without scores.
-          saved: whether such a state is saved.
-        """
-        scores = None
-        try:
-            with self.recorder.walltime.during("validation"):
-                state = self.renew(state)
-                if validate:
-                    whole = parallel.placed(state.variables, parallel.replicated(self.mesh))
-                    scores = self.validation.run(whole, done, functools.partial(self.recorder.show, done))
-        except Preempted:
-            self.stop(done, None if saved else state, owed=validate)
-            raise
-        if scores:
-            self.recorder.validated(done, scores)
-        if not saved or self.checkpoints.replaceable(done):
-            self.save(done, state, scores)
-        return state
-
-    def save(
-        self, done: int, state: TrainState, scores: dict[str, float | None] | None = None, owed: bool = False
-    ) -> None:
-        """Start writing a checkpoint, with what a run that goes on from it must know to log the same lines."""
-        with self.recorder.walltime.during("checkpoint"):  # in the background, while the interval goes on
-            self.checkpoints.save(done, state, scores, {"interval": list(self.recorder.interval), "owed": owed})
-
-    def stop(self, done: int, state: TrainState | None, owed: bool = False) -> None:
-        """Save the state of step `done`, None where that was done before, since SIGTERM came."""
-        if state is not None:
-            self.save(done, state, owed=owed)
-        self.recorder.stopped(done)
-
-
-def _loop(run: _Run, state: TrainState, span: tuple[int, int], owed: bool) -> TrainState:
-    """Take the steps; the order of events matters and is stated where they stand.
-
-    Args:
-      run: what they take.
-      state: the first one.
-      span: steps taken so far, steps of the whole run.
-      owed: whether SIGTERM broke off the validation of `state`.
-    """
-    config, recorder, walltime = run.config, run.recorder, run.recorder.walltime
-    sharding = parallel.batch_axis_sharding(run.mesh)
-    (start, steps), saved = span, span[0]  # before the first step there is nothing to lose
-    if owed:
-        state = run.finish(start, state, validate=True, saved=True)
-    with contextlib.closing(run.batches(start, steps)) as batches:
-        for done in range(start + 1, steps + 1):
-            if run.preemption.reached():  # not asked after the last step: the run ends by itself
-                recorder.settle()  # a state that is not finite must be neither validated nor saved
-                run.stop(done - 1, state if saved < done - 1 else None)
-                raise Preempted
-            walltime.begin(done)
-            with walltime.during("data_wait"):
-                batch = next(batches)
-            index = batch.pop("index")
-            with walltime.during("compile" if done == start + 1 else walltime.activity):
-                state, metrics = run.step_fn(state, parallel.to_global(batch, sharding))
-            if done == start + 1:
-                walltime.take()  # this call compiled; images per second count from here
-                recorder.compiled()
-            # The metrics of the step before are there by now: reading them does not stall the device.
-            recorder.settle()
-            recorder.push(done, metrics, index)
-            walltime.add(config.train.batch_size)
-            validate = done == steps or (config.eval.every_steps and done % config.eval.every_steps == 0)
-            if validate or done % config.checkpoint.every_steps == 0:
-                recorder.settle()
-                state, saved = run.finish(done, state, bool(validate)), done
-    return state

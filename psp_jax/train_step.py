@@ -130,7 +130,7 @@ def make_train_step(
     makes the copies of the parameters that a device computes with, `spread` places gradients as the parameters are, of
     which each device updates a share. Metrics are scalars: loss and the
     parts that `segmentation_loss` names, grad_norm, and state_norm of the new parameters, statistics and running mean,
-    whose decay is `ema_decay`.
+    whose decay is `ema_decay`; `skipped` is 1 where one is not finite and the step changes its number alone, else 0.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -161,7 +161,7 @@ def make_train_step(
             return loss, (parts, updates["batch_stats"])
 
         (loss, (parts, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        new, norms = _updated(state, gradients, batch_stats, optimizer, ema_decay, spread)
+        new, norms = _updated(state, loss, gradients, batch_stats, optimizer, ema_decay, spread)
         return new, {"loss": loss, **parts, **norms}
 
     return train_step
@@ -169,19 +169,25 @@ def make_train_step(
 
 def _updated(
     state: TrainState,
+    loss: Array,
     gradients: Any,
     batch_stats: Any,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
     spread: Callable[[Any], Any],
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Return the next state, and the norms of the gradient and of what of the state a checkpoint would hold."""
+    """Return the next state, the norms of the gradient and of what a checkpoint would hold, and what was skipped."""
     gradients = spread(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = TrainState(state.step + 1, params, batch_stats, opt_state, _average(state, params, ema_decay))
     kept = (new.params, new.batch_stats, new.averaged)  # whatever goes wrong in an update shows in their norm
-    return new, {"grad_norm": optax.tree.norm(gradients), "state_norm": optax.tree.norm(kept)}
+    grad_norm, state_norm = optax.tree.norm(gradients), optax.tree.norm(kept)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(state_norm)
+    old = replace(state, step=new.step)
+    chosen = jax.tree.map(lambda ours, former: jnp.where(finite, ours, former), new, old)
+    skipped = 1.0 - finite.astype(jnp.float32)
+    return chosen, {"grad_norm": grad_norm, "state_norm": state_norm, "skipped": skipped}
 
 
 def _as_trained(

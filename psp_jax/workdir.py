@@ -5,6 +5,8 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from psp_jax.config import defaults, flatten
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+_HOLDER_CHARACTERS = 200
 # Fields of config.model that models written by version 0.1.0 lack, and how their networks are.
 LATER_FIELDS = {
     "basic_dilation": "both",
@@ -42,6 +45,7 @@ _FREE_ON_RESUME = (
     "model.convolutions",
     "model.remat",
     "train.log_every_steps",
+    "train.max_skipped",
     "eval.",
     "checkpoint.",
     "mesh.",
@@ -182,21 +186,27 @@ def lock(directory: Path) -> Iterator[None]:
     """Hold `directory` for this process; the system lets go of it when the process dies, however it dies.
 
     Raises:
-      ValueError: another process holds it.
+      ValueError: another process holds it; the file tells which one.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK).open("w") as file:
+    with (directory / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            file.seek(0)
             raise ValueError(
-                f"Another process is working in {directory} (training or evaluating); wait for it, or end it."
+                f"Another process is working in {directory} (training or evaluating"
+                f"{file.read(_HOLDER_CHARACTERS).strip()}); wait for it, or end it."
             ) from None
         except OSError as error:
             raise ValueError(
                 f"{directory} is on a file system that cannot lock files ({error.strerror}); choose a --workdir "
                 "elsewhere, or mount it with locks (Lustre: -o flock)."
             ) from error
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        file.write(f"; process {os.getpid()} on {socket.gethostname()} since {since}\n")
+        file.flush()
         yield
 
 

@@ -152,7 +152,8 @@ def test_copies_of_runs_do_not_count(workdir: Path) -> None:
 CONFIG = """
 from psp_jax.config import defaults
 
-CHANGES = {"fcn": {"model.head": "fcn"}, "wild": {"model.head": "fcn", "optimizer.base_lr": 1e30}}
+WILD = {"model.head": "fcn", "optimizer.base_lr": 1e30, "train.max_skipped": 2}
+CHANGES = {"fcn": {"model.head": "fcn"}, "wild": WILD}
 TABLES = {"Networks": {"fcn": "FCN", "wild": "too fast"}}
 
 

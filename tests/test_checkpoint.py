@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, what comes back, on which devices."""
 
+import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from psp_jax import processes, train
+from psp_jax import integrity, processes, train
 from psp_jax.checkpoint import Checkpoints, load_variables, save_variables
+from psp_jax.integrity import array_sums
 from psp_jax.train_step import TrainState
 
 
@@ -104,20 +107,28 @@ def test_averages_neither_begin_nor_end_on_the_way(saved: bool, wanted: bool, wo
         Checkpoints(tmp_path).restore(3, state(0, averaged=wanted))
 
 
-def test_the_only_checkpoint_is_never_replaced(tmp_path: Path) -> None:
+def test_a_step_saved_anew_keeps_the_former_one_until_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(tmp_path, 1)
     checkpoints = Checkpoints(tmp_path, keep_latest=1, keep_best=1)
-    checkpoints.save(1, state(1), None, {"owed": True})
-    assert not checkpoints.replaceable(1)
-    checkpoints.close()
-    several = Checkpoints(tmp_path, keep_latest=2, keep_best=1)
-    several.save(2, state(2), None, {"owed": True})
-    several.close()
-    again = Checkpoints(tmp_path, keep_latest=2, keep_best=1)
-    assert again.notes(2) == {"owed": True}
-    assert again.replaceable(2)
-    again.save(2, state(2), scores(0.5))
+    checkpoints.make_way(1)
+    assert steps_in(tmp_path) == ["replaced-1"]  # what a kill would leave
+    killed = Checkpoints(tmp_path, keep_latest=1, keep_best=1)
+    assert (killed.latest_step(), steps_in(tmp_path)) == (1, ["1"])
+    killed.make_way(1)
+    with monkeypatch.context() as context:
+        context.setattr("psp_jax.checkpoint.array_sums", lambda tree: [1])  # as if other bits had been in memory
+        killed.save(1, state(2), scores(0.95))
+        with pytest.raises(OSError, match="step 1 could not be saved"):
+            killed.close()
+    again = Checkpoints(tmp_path, keep_latest=1, keep_best=1)
+    identical(again.restore(1, state(0)), state(1))
+    again.make_way(1)
+    again.save(1, state(3), scores(0.5))
     again.close()
-    assert Checkpoints(tmp_path).best_step() == 2
+    assert steps_in(tmp_path) == ["1"]
+    identical(Checkpoints(tmp_path).restore(1, state(0)), state(3))
 
 
 def test_processes_see_the_same_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,3 +141,137 @@ def test_processes_see_the_same_newest_checkpoint(tmp_path: Path, monkeypatch: p
     with pytest.raises(ValueError, match=r"\(this one: 7\); --workdir must be on storage that all hosts share"):
         train._latest(Checkpoints(tmp_path), tmp_path)
     assert asked == [-1, 7]
+
+
+def steps_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def kept(directory: Path, *steps: int) -> None:
+    """Checkpoints of `steps`, the first of which is the best."""
+    checkpoints = Checkpoints(directory, keep_latest=len(steps), keep_best=1)
+    for step in steps:
+        checkpoints.save(step, state(step), scores(0.9 - step / 100), {"owed": step})
+    checkpoints.close()
+
+
+def arrays_of(checkpoint: Path) -> Path:
+    """The largest file of the parameters: it holds the arrays."""
+    return max(
+        (path for path in (checkpoint / "variables").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+
+
+def flip(path: Path) -> None:
+    """Turn one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def empty(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+def a_file(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+    checkpoint.write_text("8")
+
+
+DAMAGES = {
+    "bit": lambda path: flip(arrays_of(path)),
+    "bit of the notes": lambda path: flip(path / "notes" / "metadata"),
+    "bit of the scores": lambda path: flip(path / "metrics" / "metrics"),
+    "cut": lambda path: os.truncate(arrays_of(path), arrays_of(path).stat().st_size - 7),
+    "removed": lambda path: arrays_of(path).unlink(),
+    "checksums": lambda path: flip(path / "checksums.json"),
+    "empty": empty,
+    "a file": a_file,
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_what_is_damaged_is_passed_over_and_its_step_saved_anew(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept(tmp_path, 4, 8)
+    DAMAGES[what](tmp_path / "8")
+    reader = Checkpoints(tmp_path)
+    assert (reader.latest_step(), reader.best_step()) == (4, 4)
+    assert "The checkpoint of step 8 in " in (told := capsys.readouterr().err) and "passed over" in told
+    writer = Checkpoints(tmp_path, keep_latest=2, keep_best=1)
+    assert "set aside" in capsys.readouterr().err
+    assert writer.latest_step() == 4
+    identical(writer.restore(4, state(0)), state(4))
+    writer.save(8, state(8), None)
+    writer.close()
+    assert steps_in(tmp_path) == ["4", "8", "damaged-8"]
+    identical(Checkpoints(tmp_path).restore(8, state(0)), state(8))
+
+
+def test_a_damaged_older_checkpoint_neither_stops_a_run_nor_is_the_best(tmp_path: Path) -> None:
+    kept(tmp_path, 4, 8)
+    (tmp_path / "4" / "metrics" / "metrics").write_text("{")
+    assert Checkpoints(tmp_path).best_step() == 8
+    kept_by = Checkpoints(tmp_path, keep_latest=2, keep_best=1)
+    assert (kept_by.latest_step(), kept_by.best_step()) == (8, 8)
+
+
+def test_a_run_does_not_begin_anew_where_every_checkpoint_is_damaged(tmp_path: Path) -> None:
+    kept(tmp_path, 4)
+    flip(arrays_of(tmp_path / "4"))
+    with pytest.raises(
+        ValueError, match=r"Every checkpoint in .* is damaged \(4: .* is not what was written\); restore"
+    ):
+        Checkpoints(tmp_path, keep_latest=1)
+    assert steps_in(tmp_path) == ["4"]
+
+
+def test_checkpoints_without_checksums_are_taken_if_they_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept(tmp_path, 4, 8)
+    for step in (4, 8):
+        (tmp_path / str(step) / "checksums.json").unlink()
+    assert Checkpoints(tmp_path).latest_step() == 8
+    assert "The checkpoint of step 8 has no checksums, as those of earlier versions" in capsys.readouterr().err
+    for path in (tmp_path / "8" / "variables" / "d").iterdir():
+        os.truncate(path, 40)
+    assert Checkpoints(tmp_path).latest_step() == 4
+
+
+def test_what_is_read_back_wrong_gets_no_name_and_nothing_is_deleted_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_latest=1)
+    checkpoints.save(1, state(1), None)
+    with monkeypatch.context() as context:
+        context.setattr("psp_jax.checkpoint.array_sums", lambda tree: [1])  # as if other bits had been in memory
+        checkpoints.save(2, state(2), None)
+        checkpoints.save(3, state(3), None)
+        told = capsys.readouterr().err
+        assert "checkpoint of step 1 written and read back in " in told
+        assert "step 2 could not be saved in " in told and "is not what was written" in told
+        with pytest.raises(
+            OSError, match=r"step 3 could not be saved .*; that of step 1 is whole, and the same command"
+        ):
+            checkpoints.save(4, state(4), None)
+    assert steps_in(tmp_path) == ["1"]
+    checkpoints.save(4, state(4), None)
+    checkpoints.close()
+    assert steps_in(tmp_path) == ["4"]
+    identical(Checkpoints(tmp_path).restore(4, state(0)), state(4))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
+def test_sums_change_with_every_bit_and_with_no_device(dtype: str) -> None:
+    values = np.random.default_rng(0).integers(-100, 100, (8, 6)).astype(np.uint8).astype(jnp.dtype(dtype))
+    bits = values.view(f"uint{8 * values.dtype.itemsize}").astype(object).reshape(-1)
+    expected = int(sum(b * (2 * i + 1) for i, b in enumerate(bits))) % 2**32
+    spread = jax.device_put(values, NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data")))
+    assert array_sums([jnp.asarray(values)]) == array_sums([spread]) == [expected] == [integrity._host_sum(values)]
+    for i in range(values.nbytes * 8):
+        changed = np.frombuffer(values.tobytes(), np.uint8).copy()
+        changed[i // 8] ^= 1 << i % 8
+        assert integrity._host_sum(changed.view(values.dtype)) != expected

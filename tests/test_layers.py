@@ -15,13 +15,14 @@ ROWS: tuple[tuple[str, ...], ...] = (
     # commands
     (
         *("main", "prepare", "predict", "export", "import_weights", "score", "compare", "ablate"),
-        *("check_data", "new_dataset", "plan"),
+        *("check_data", "new_dataset", "plan", "replay"),
     ),
-    ("train", "evaluate"),  # loops
-    ("api", "validation", "recorder", "ablation", "planning"),  # assembled pieces of the rows below
+    ("train", "evaluate"),
+    ("loop",),
+    ("api", "validation", "recorder", "ablation", "planning", "bundle"),  # assembled pieces of the rows below
     ("sliding", "tiling", "report", "results", "deploy"),
     ("inference", "checkpoint", "precise_bn", "build", "run_record"),
-    ("train_step", "class_weights", "goodput", "agreement"),
+    ("train_step", "class_weights", "goodput", "agreement", "integrity"),
     # Parts, independent of each other.
     (
         *("models", "data", "weights", "losses", "optimizer", "metrics", "progress", "workdir"),

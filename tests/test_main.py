@@ -1,9 +1,13 @@
 """The commands as a user runs them: train, resume after a kill, evaluate, export, predict, and refusals in words."""
 
+import functools
 import json
+import os
 import re
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,18 +119,51 @@ def test_a_run_without_a_checkpoint_may_be_started_anew(finished_run: Run, tmp_p
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]
 
 
-def test_diverging_run_stops_and_keeps_the_last_good_checkpoint(finished_run: Run, tmp_path: Path) -> None:
+def test_diverging_run_stops_and_its_last_step_can_be_taken_again(finished_run: Run, tmp_path: Path) -> None:
     """The run goes on from step 12, on purpose with a rate that no parameter survives, and saves after every step."""
     workdir = tmp_path / "w"
     shutil.copytree(finished_run.workdir, workdir)
     flags = ("--config.optimizer.base_lr=1e30", "--config.train.steps=40", "--config.checkpoint.every_steps=1")
-    done = finished_run.start(workdir, *flags, "--resume=override")
+    done = finished_run.start(workdir, *flags, "--config.train.max_skipped=3", "--resume=override")
     assert done.returncode == 1
     assert "going on after step 12" in done.stdout
-    assert "Step 13 is not finite" in done.stderr
-    assert re.search(r"with the images (scene0\d\d(, )?){4};", done.stderr)
+    assert "step 13 is not finite (state_norm=inf) with the images scene0" in done.stdout
+    assert re.search(r"Steps 13 to 15 were not finite, the last with the images (scene0\d\d(, )?){4};", done.stderr)
     assert "Traceback" not in done.stderr
-    assert Checkpoints(workdir / "checkpoints").latest_step() == 12
+    skipped = [json.loads(line) for line in (workdir / "skipped.jsonl").read_text().splitlines()]
+    assert [(line["step"], len(line["images"])) for line in skipped] == [(13, 4), (14, 4), (15, 4)]
+    assert Checkpoints(workdir / "checkpoints").latest_step() == 14
+    assert_identical(final_variables(workdir), final_variables(finished_run.workdir))
+
+    bundle = workdir / "not_finite" / "15"
+    with np.load(bundle / "batch.npz") as batch:
+        assert batch["image"].shape == (4, 41, 41, 3)
+    told = run_module("psp_jax.replay", "--bundle", bundle)
+    assert told.returncode == 0, told.stderr
+    assert f"step 15 with the images {', '.join(skipped[2]['images'])}" in told.stdout
+    assert "layers, from the image on: finite" in told.stdout and "gradients: finite" in told.stdout
+    assert "first not finite: state_norm (norms of the gradient and of the new state)" in told.stdout
+
+
+def test_full_disk_ends_the_run_with_a_sentence_and_space_lets_it_go_on(finished_run: Run, tmp_path: Path) -> None:
+    """No file may be larger than what a checkpoint's arrays take: the run goes on from step 8, and saves each step."""
+    workdir = tmp_path / "w"
+    shutil.copytree(finished_run.workdir, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    limited = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))
+    command = [sys.executable, "-m", "psp_jax.main", *finished_run.flags, "--workdir", str(workdir)]
+    command += ["--config.checkpoint.every_steps=1"]
+    run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=600)
+    done = run(command, cwd=ROOT, env=environment(), preexec_fn=limited)
+    assert done.returncode == 1
+    assert "The checkpoint of step 9 could not be saved in" in done.stdout
+    (sentence,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert f"The checkpoint of step 10 could not be saved in {workdir}/checkpoints (File too large: raise" in sentence
+    assert sentence.endswith("that of step 8 is whole, and the same command goes on from there.")
+    assert [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()] == ["8"]
+    done = finished_run.start(workdir)
+    assert done.returncode == 0, done.stderr
+    assert "going on after step 8" in done.stdout
     assert_identical(final_variables(workdir), final_variables(finished_run.workdir))
 
 
@@ -143,6 +180,7 @@ def test_two_runs_in_one_workdir_are_refused(finished_run: Run) -> None:
         done = finished_run.start(finished_run.workdir)
     assert done.returncode == 1
     assert "Another process is working in" in done.stderr
+    assert f"evaluating; process {os.getpid()} on {socket.gethostname()} since 20" in done.stderr
 
 
 def test_best_checkpoint_by_command(finished_run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A training step's running mean of the parameters, against NumPy."""
+"""A training step: its running mean of the parameters, against NumPy, and the steps that change nothing."""
 
 from typing import Any
 
@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import linen as nn
 
 from psp_jax import parallel
 from psp_jax.models.layers import BatchNorm
+from psp_jax.replay import Looks
 from psp_jax.train_step import StepFunction, TrainState, create_state, make_train_step
+
+SGD = optax.sgd(0.5)
 
 
 class Pixelwise(nn.Module):
@@ -21,8 +25,8 @@ class Pixelwise(nn.Module):
         return {"logits": nn.Dense(3)(BatchNorm()(x, train))}
 
 
-def start(average: bool) -> tuple[TrainState, StepFunction]:
-    model, optimizer = Pixelwise(), optax.sgd(0.5)
+def start(average: bool, optimizer: optax.GradientTransformation = SGD) -> tuple[TrainState, StepFunction]:
+    model = Pixelwise()
     state = create_state(model, optimizer, 0, parallel.make_mesh(devices=jax.devices()[:1]), average)
     step_fn = make_train_step(
         model,
@@ -66,9 +70,48 @@ def test_running_mean_of_the_parameters() -> None:
     assert jnp.abs(state.averaged["Dense_0"]["kernel"] - state.params["Dense_0"]["kernel"]).max() > 1e-4
 
 
-def test_a_running_mean_that_is_not_finite_shows_in_the_state_norm() -> None:
+def broken(state: TrainState, what: str) -> TrainState:
+    """The state with a parameter, or the running mean, that is not finite."""
+    return state.replace(**{what: jax.tree.map(lambda x: x.at[..., 0].set(jnp.inf), getattr(state, what))})
+
+
+@pytest.mark.parametrize("what", ["params", "averaged"])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(what: str) -> None:
     state, step_fn = start(True)
-    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.averaged)
-    metrics = step_fn(state.replace(averaged=broken), batch(0))[1]
-    assert np.isfinite(metrics["loss"])
-    assert np.isnan(metrics["state_norm"])
+    state, _ = step_fn(state, batch(0))
+    state = broken(state, what)
+    before = jax.device_get(state)
+    state, metrics = step_fn(state, batch(1))
+    assert (metrics["skipped"], state.step) == (1, before.step + 1)
+    assert np.isfinite(metrics["loss"]) == (what == "averaged") and not np.isfinite(metrics["state_norm"])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state).replace(step=before.step), before)
+
+
+def test_steps_after_a_skipped_one_are_those_without_it() -> None:
+    """Without dropout, which is a function of the step, and without a running mean, whose decay is."""
+    (state, step_fn), (plain, _) = start(False), start(False)
+    weights = jax.device_get(state.params)
+    state, metrics = step_fn(state, batch(0))
+    plain, _ = step_fn(plain, batch(0))
+    assert metrics["skipped"] == 0
+    bad = batch(1) | {"image": np.full((2, 8, 8, 3), np.nan, np.float32)}
+    state, metrics = step_fn(state, bad)
+    assert metrics["skipped"] == 1 and np.isnan(metrics["loss"]) and np.isnan(metrics["grad_norm"])
+    (state, _), (plain, _) = step_fn(state, batch(2)), step_fn(plain, batch(2))
+    assert (state.step, plain.step) == (3, 2)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.variables), jax.device_get(plain.variables))
+    assert not np.array_equal(state.params["Dense_0"]["kernel"], weights["Dense_0"]["kernel"])
+
+
+def test_a_replayed_step_tells_which_layers_and_gradients_are_not_finite() -> None:
+    """Batch norm comes before the bias that is broken: its output is finite, and no gradient is."""
+    for broken_bias in (False, True):
+        looks = Looks()
+        state, step_fn = start(False, looks.gradients(SGD))
+        names = ["BatchNorm_0/bias", "BatchNorm_0/scale", "Dense_0/bias", "Dense_0/kernel"]
+        if broken_bias:
+            state.params["Dense_0"]["bias"] = jnp.full((3,), jnp.nan)
+        with nn.intercept_methods(looks.layer):
+            step_fn(state, batch(0))
+        layers, gradients = (["Dense_0", "the network"], names) if broken_bias else ([], [])
+        assert looks.told() == {"layers, from the image on": layers, "gradients": gradients}

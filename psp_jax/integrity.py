@@ -1,0 +1,124 @@
+"""Whether a checkpoint holds the arrays that were in memory, and still the files that were written.
+
+Orbax checks no array that it reads: a bit that flips on the disk comes back as another parameter, without an error
+(tensorstore's OCDBT has checksums of its indices alone). A number of each array, taken where it lives before it is
+saved, is compared with that of what was written, and the checksum of each file is kept beside it.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorstore
+
+from psp_jax.workdir import read_json
+
+CHECKSUMS = "checksums.json"
+_SMALL = 65536  # bytes of files that are read in any case, those of the scores among them
+_BLOCK = 1 << 24
+Array = jax.Array
+
+
+def array_sums(tree: Any) -> list[int]:
+    """Return a number of each array that changes with any one of its bits, sorted; the same on any devices.
+
+    It is the sum of the elements' bits, each times an odd number of its place, modulo 2^32.
+    """
+    return sorted(int(x) for x in jax.device_get([_sum(x) for x in jax.tree.leaves(tree)]))
+
+
+@jax.jit  # of one array: the momentum has the shapes of the parameters
+def _sum(x: Array) -> Array:
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+
+def _host_sum(x: np.ndarray) -> int:
+    bits = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}").astype(np.uint32)
+    return int(np.sum(bits * (2 * np.arange(bits.size, dtype=np.uint32) + 1), dtype=np.uint32))
+
+
+def _arrays(item: Path) -> Iterator[np.ndarray]:
+    """Yield the arrays that Orbax wrote into the folder of an item."""
+    base = {"driver": "file", "path": f"{item}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    for key in store.list().result():
+        name, _, last = key.decode().rpartition("/")
+        if last == ".zarray":
+            kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+            yield tensorstore.open({"driver": "zarr", "kvstore": kvstore}, open=True).result().read().result()
+
+
+def seal(directory: Path, sums: Mapping[str, list[int]]) -> None:
+    """Compare the arrays written into a checkpoint with those in memory, and write the checksums of its files.
+
+    Args:
+      directory: the checkpoint, complete but not yet under its own name.
+      sums: `array_sums` of each item.
+
+    Raises:
+      ValueError: an array is not what it was in memory.
+    """
+    for item, expected in sums.items():
+        if sorted(map(_host_sum, _arrays(directory / item))) != expected:
+            raise ValueError(f"What was read back from {directory / item} is not what was written.")
+    # Those of Orbax's own at the top change after this, and restoring needs none of them.
+    files = [path for folder in directory.iterdir() if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
+    found = {str(path.relative_to(directory)): [path.stat().st_size, _checksum(path)] for path in sorted(files)}
+    with (directory / CHECKSUMS).open("w") as file:
+        json.dump(found, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def damage(directory: Path, thorough: bool = True) -> str:
+    """Return what is wrong with a checkpoint, "" where nothing is.
+
+    Args:
+      directory: the checkpoint.
+      thorough: whether every byte is read, not only small files; sizes are compared in any case.
+    """
+    try:
+        if not (directory / CHECKSUMS).exists():
+            return _damage_of_old(directory, thorough)
+        for name, (size, checksum) in read_json(directory / CHECKSUMS).items():
+            path = directory / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes of {size}"
+            if (thorough or size <= _SMALL) and _checksum(path) != checksum:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return f"it cannot be read: {error}"
+    return ""
+
+
+def _damage_of_old(directory: Path, thorough: bool) -> str:
+    """Return what can be found wrong with a checkpoint of a version that wrote no checksums."""
+    for item in ("variables", "training"):
+        if not (directory / item).is_dir():
+            return f"{item} is missing"
+    for name in ("metrics/metrics", "notes/metadata"):
+        if (directory / name).exists():
+            read_json(directory / name)
+    if thorough:
+        for folder in directory.iterdir():
+            if (folder / "manifest.ocdbt").exists() and not list(map(_host_sum, _arrays(folder))):
+                return f"{folder.name} holds no array"
+    return ""
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return value
