@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from psp_jax import processes
 from psp_jax.config import flatten, plain
 from psp_jax.data.source import Source
+from psp_jax.workdir import LOCK
 
 # Paths, and what a host decodes with: hosts may lawfully differ there, as long as the data and the weights do not.
 _FREE = ("data.dir", "data.prepared_dir", "data.archive", "data.classes", "data.num_workers", "init.path")
@@ -170,12 +171,15 @@ def check_same(name: str, own: Mapping[str, Any], names: Sequence[str], seconds:
 def check_shared(directory: Path, seconds: float = 120) -> None:
     """Raise ValueError on all processes where one does not see in `directory` what process 0 writes there.
 
-    All must come. A host may look at what it remembers of network storage for a minute, hence `seconds`.
+    All must come, process 0 with the lock of `directory`. For about a minute a host may see network storage as it was:
+    hence `seconds`.
     """
     if processes.count() == 1:
         return
-    token = directory / f"seen_{os.getpid()}_{time.time_ns()}"
+    token = directory / f"{LOCK}_{time.time_ns()}"
     if processes.rank() == 0:
+        for former in directory.glob(f"{LOCK}_*"):
+            former.unlink()  # of a start that was killed here
         token.touch()
         processes.tell("workdir/token", token.name)
     token = directory / processes.hear("workdir/token", 24 * 3600)
