@@ -11,7 +11,9 @@ import json
 import os
 import socket
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from ml_collections import ConfigDict
 from psp_jax import processes
 from psp_jax.config import flatten, plain
 from psp_jax.data.source import Source
+from psp_jax.workdir import LOCK
 
 # Paths, and what a host decodes with: hosts may lawfully differ there, as long as the data and the weights do not.
 _FREE = ("data.dir", "data.prepared_dir", "data.archive", "data.classes", "data.num_workers", "init.path")
@@ -163,6 +166,37 @@ def check_same(name: str, own: Mapping[str, Any], names: Sequence[str], seconds:
     found = {int(rank): [(f, a, b) for f, a, b in pairs] for rank, pairs in processes.told(f"{name}/differing").items()}
     if found:
         raise processes.AllRefuse(refusal(names, found))
+
+
+def check_shared(directory: Path, seconds: float = 120) -> None:
+    """Raise ValueError on all processes where one does not see in `directory` what process 0 writes there.
+
+    All must come, process 0 with the lock of `directory`. For about a minute a host may see network storage as it was:
+    hence `seconds`.
+    """
+    if processes.count() == 1:
+        return
+    token = directory / f"{LOCK}_{time.time_ns()}"
+    if processes.rank() == 0:
+        for former in directory.glob(f"{LOCK}_*"):
+            former.unlink()  # of a start that was killed here
+        token.touch()
+        processes.tell("workdir/token", token.name)
+    token = directory / processes.hear("workdir/token", 24 * 3600)
+    until = time.monotonic() + seconds
+    while not (seen := token.exists()) and time.monotonic() < until:
+        time.sleep(0.2)
+    if not seen:
+        processes.tell(f"workdir/unseen/{processes.rank()}", socket.gethostname())
+    processes.wait_for_all("workdir")
+    if processes.rank() == 0:
+        token.unlink()
+    if unseen := processes.told("workdir/unseen"):
+        names = ", ".join(f"{rank} ({unseen[rank]})" for rank in sorted(unseen, key=int)[:_NAMED])
+        raise processes.AllRefuse(
+            f"{len(unseen)} of {processes.count()} processes do not see in {directory} what process 0 writes there: "
+            f"process {names}; --workdir must be on storage that all hosts share."
+        )
 
 
 def _by_difference(found: Mapping[int, _Differences]) -> dict[tuple[str, Any, Any], list[int]]:

@@ -157,9 +157,23 @@ def check_mesh(
             f"mesh.spatial={spatial} leaves fewer than {LEAST_ROWS} of the {rows} rows of features to a device (crops "
             f"of {crop[0]} rows, model.output_stride={stride}); choose at most {(rows - 1) // (LEAST_ROWS - 1)}."
         )
+    if training:
+        _check_phases(config.model, (rows, -(-rows // spatial) * spatial, -(-crop[1] // stride)), crop)
     for field, size in fields.items():
         if size % data:
             raise ValueError(f"{field}={size} does not divide over {data} devices of mesh.data; choose a multiple.")
+
+
+def _check_phases(model: Mapping[str, Any], sides: tuple[int, ...], crop: tuple[int, int]) -> None:
+    """Raise ValueError where dilated blocks shall run in phases, and maps of these `sides` do not divide into them."""
+    stride, dilation = model["output_stride"], 32 // model["output_stride"]  # the last stage's
+    if model["phases"] and any(side % dilation for side in sides):
+        less = f" - {stride - 1}" if model["align_corners"] else ""
+        raise ValueError(
+            f"model.phases=True needs maps whose sides {dilation} divides; crops of {crop[0]} x {crop[1]} make them "
+            f"{sides[1]} x {sides[2]}, {sides[0]} rows of them real. Choose crops of k * 32{less} pixels and "
+            f"mesh.spatial that divides their rows of features, or model.phases=False."
+        )
 
 
 def total_steps(config: ConfigDict, num_images: int) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import jax
 from ml_collections import ConfigDict
 
 from psp_jax import api, checks, parallel, processes, protocols
+from psp_jax.agreement import check_shared
 from psp_jax.data.source import Source
 from psp_jax.precise_bn import make_statistics
 from psp_jax.preemption import Preemption
 from psp_jax.progress import track
 from psp_jax.report import write_report
 from psp_jax.validation import Validation
+from psp_jax.walltime import WallTime
+from psp_jax.watchdog import Watchdog
 from psp_jax.workdir import lock
 
 
@@ -60,9 +64,8 @@ def evaluate(config: ConfigDict, directory: Path, source: Source, train_source: 
         config.eval.stride,
         card.window,
     )
-    with Preemption() as preemption, lock(directory) if processes.is_primary() else contextlib.nullcontext():
-        processes.wait_for_all("locked")
-        between = preemption.check
+    with contextlib.ExitStack() as stack:
+        between = _looked_after(stack, config, directory)
         validation = Validation(config, card, model.network, mesh, source, directory, None, protocol, between)
         variables = model.variables
         if train_source is not None and config.eval.precise_bn_batches:
@@ -79,3 +82,20 @@ def evaluate(config: ConfigDict, directory: Path, source: Source, train_source: 
             sep="  ",
         )
     return scores
+
+
+def _looked_after(stack: contextlib.ExitStack, config: ConfigDict, directory: Path) -> Callable[[], None]:
+    """Hold the workdir and watch over an evaluation until `stack` closes; return what to call between two batches."""
+    preemption = stack.enter_context(Preemption())
+    if processes.is_primary():
+        stack.enter_context(lock(directory))
+    check_shared(directory)
+    walltime = WallTime()
+    stack.enter_context(walltime.during("validation"))
+    stack.enter_context(Watchdog(walltime, directory, jax.process_index(), **config.watchdog))
+
+    def between() -> None:
+        walltime.move()
+        preemption.check()
+
+    return between

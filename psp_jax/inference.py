@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
 
+from psp_jax import parallel
 from psp_jax.data.fitting import fit_image
 from psp_jax.data.transforms import PIXEL_FILL
 from psp_jax.interpolation import resize_weights, weights_at
@@ -125,6 +127,14 @@ def make_eval_step(
         return count_parts(confusion) | {"labels": labels, "index": batch["index"]}
 
     return eval_step
+
+
+def counted(
+    step: Callable[[Variables, dict[str, Array]], dict[str, Array]], mesh: Mesh, sharding: NamedSharding
+) -> Any:
+    """Jit a function (variables, batch) -> counts: every device gets the counts, label maps stay, in `sharding`."""
+    everywhere = dict.fromkeys(("confusion", "images", "index"), parallel.replicated(mesh))
+    return jax.jit(step, out_shardings=everywhere | {"labels": sharding})
 
 
 def count_parts(confusion: Array) -> dict[str, Array]:

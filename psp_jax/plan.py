@@ -152,19 +152,20 @@ def plan_target(target: Target, classes: ClassTable, args: argparse.Namespace) -
 
 def largest_batch(target: Target, classes: ClassTable, known: programs.Program, limit: int) -> int:
     """Return the largest train.batch_size that `limit` bytes a chip hold, 0 if none; `known` is of the target's own."""
-    data, own = target.mesh.shape["data"], target.config.train.batch_size
+    own = target.config.train.batch_size
+    unit = math.lcm(target.mesh.shape["data"], target.config.model.bn_group_size or 1)  # what a batch must divide by
 
     def total(count: int) -> int | None:
-        if count * data == own:
+        if count * unit == own:
             return known.total
         config = target.config.copy_and_resolve_references()
-        config.train.batch_size = count * data
+        config.train.batch_size = count * unit
         found = programs.compile_training(config, classes, target.steps, target.mesh)
         shown = "does not fit" if found.total is None else f"{found.total / summary.GIB:.2f} GiB a chip"
-        _say(f"{target.name}: train.batch_size={count * data}: {shown}, compiled in {found.seconds:.0f} s")
+        _say(f"{target.name}: train.batch_size={count * unit}: {shown}, compiled in {found.seconds:.0f} s")
         return found.total
 
-    return data * programs.largest_count(total, own // data, limit)
+    return unit * programs.largest_count(total, own // unit, limit)
 
 
 def price_of(prices: Sequence[str], target: str) -> float | None:

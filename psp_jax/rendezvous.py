@@ -1,9 +1,10 @@
 """How the processes of a run find each other: what the cluster says, and JAX's coordination service with a time limit.
 
-JAX ends a process with SIGABRT and a C++ stack trace when the others do not come: an error in C++ cannot be raised in
-Python there. What it says, how many came and who did not, is read here on its way out, and becomes one sentence.
+JAX ends a process with SIGABRT and a C++ stack trace when the others do not come, or process 0 goes: an error in C++
+cannot be raised in Python there. On its way out a sentence is made of what JAX says: how many came, and who did not.
 """
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -14,7 +15,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -22,6 +23,7 @@ from jax._src.clusters import ClusterEnv  # what JAX detects, and how long its s
 from jaxlib import _jax
 
 _GRACE = 30  # seconds that the service has to tell everybody that time is up, before a process gives up by itself
+_ABORTED = 134  # what shells make of SIGABRT
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ def connect(place: Place, seconds: int) -> None:
             )
     finally:
         _jax.get_distributed_runtime_service = service
+    if place.rank:
+        _name_process_0(place)
 
 
 def arrivals(text: str) -> tuple[str, str] | None:
@@ -143,20 +147,24 @@ def _check_port(address: str) -> None:
 
 
 def _await_coordinator(address: str, seconds: float) -> None:
-    host, _, port = address.rpartition(":")
     deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                raise ValueError(
-                    f"The coordinator {address} (process 0) has not answered for {seconds} s ({error}); see whether "
-                    "process 0 runs there and its port is open, or wait longer with --start_timeout."
-                ) from None
-            time.sleep(0.5)
-        else:
-            return
+    while error := _answers(address):
+        if time.monotonic() >= deadline:
+            raise ValueError(
+                f"The coordinator {address} (process 0) has not answered for {seconds} s ({error}); see whether "
+                "process 0 runs there and its port is open, or wait longer with --start_timeout."
+            )
+        time.sleep(0.5)
+
+
+def _answers(address: str) -> OSError | None:
+    """Return why nobody answers at `address`, None where somebody does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        return error
+    return None
 
 
 @contextlib.contextmanager
@@ -164,11 +172,9 @@ def _last_words(place: Place, seconds: int) -> Iterator[None]:
     """Hold stderr back; where JAX aborts the process, print a sentence made of it and exit with code 1 instead."""
     sys.stderr.flush()
     stderr = os.dup(2)
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
     with tempfile.TemporaryFile() as held:
-        # abort() runs this in the thread that JAX connects in, which holds no lock of Python meanwhile.
-        def aborted(_: int) -> None:
+
+        def aborted() -> None:
             held.seek(0)
             sentence = too_few(held.read().decode(errors="replace"), place, seconds)
             os.write(stderr, f"error: {sentence}\n".encode())
@@ -176,14 +182,42 @@ def _last_words(place: Place, seconds: int) -> Iterator[None]:
                 time.sleep(1)  # the others hear of it from the service in this process
             os._exit(1)
 
-        handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
-        former = libc.signal(signal.SIGABRT, handler)
+        undo = _at_abort(aborted)
         os.dup2(held.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(stderr, 2)
-            libc.signal(signal.SIGABRT, former)
+            undo()
             os.close(stderr)
             held.seek(0)
             sys.stderr.write(held.read().decode(errors="replace"))
+
+
+def _name_process_0(place: Place) -> None:
+    """Print a sentence, below all that JAX writes, where it aborts this process because process 0 has ended."""
+
+    def aborted() -> None:
+        undo()
+        if _answers(place.coordinator) is not None:
+            words = f"Process 0 has ended and answers no more at {place.coordinator}; look at its output"
+            os.write(2, f"error: {words}. Process {place.rank} ends too, with code {_ABORTED}.\n".encode())
+            os._exit(_ABORTED)
+        signal.raise_signal(signal.SIGABRT)  # of another cause: for the handler before this one
+
+    undo = _at_abort(aborted)
+    atexit.register(undo)  # no Python runs in a handler when the interpreter has gone
+
+
+def _at_abort(act: Callable[[], None]) -> Callable[[], None]:
+    """Let C++ call `act` before it aborts this process; return what undoes that."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    # abort() runs this in a thread of JAX's, which holds no lock of Python meanwhile.
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: act())
+    former = libc.signal(signal.SIGABRT, handler)
+
+    def undo(handler: object = handler) -> None:  # which must live until then
+        libc.signal(signal.SIGABRT, former)
+
+    return undo

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from psp_jax import checks, parallel, processes, protocols, run_record
+from psp_jax.agreement import check_shared
 from psp_jax.build import build_optimizer, build_step
 from psp_jax.checkpoint import Checkpoints
 from psp_jax.class_weights import complete
@@ -135,7 +136,7 @@ def _watched(config: ConfigDict, directory: Path, walltime: WallTime) -> Iterato
     with contextlib.ExitStack() as stack:
         if primary:
             stack.enter_context(lock(directory))
-        processes.wait_for_all("locked")
+        check_shared(directory)
         goodput = stack.enter_context(Goodput(directory, walltime)) if primary else None
         preemption = stack.enter_context(Preemption())
         stack.enter_context(Watchdog(walltime, directory, jax.process_index(), **config.watchdog))

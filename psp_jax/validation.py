@@ -20,7 +20,7 @@ from PIL import Image
 from psp_jax import parallel, processes, results
 from psp_jax.data.pipeline import eval_batches
 from psp_jax.data.source import Source
-from psp_jax.inference import TILE, Variables, join_halves, make_eval_step, make_forward
+from psp_jax.inference import TILE, Variables, counted, join_halves, make_eval_step, make_forward
 from psp_jax.metrics import summarize
 from psp_jax.preemption import Preempted
 from psp_jax.progress import Progress, track
@@ -96,17 +96,12 @@ class Validation:
                 canvas=card.size,
                 align_corners=card.model["align_corners"],
             )
-            self._ways = [_Way(self._compiled(step), set(range(len(source))), None)]
+            self._ways = [_Way(counted(step, mesh, self._sharding), set(range(len(source))), None)]
         else:
             # An image a device and call: the largest first, so that those of a call take about the same time.
             self._sharding, self._batch_size = parallel.all_devices_sharding(mesh), mesh.size
             self._ways = self._sliding_ways(protocol, forward)
         self._share = jax.jit(lambda *x: x, out_shardings=parallel.replicated(mesh))
-
-    def _compiled(self, step: Callable[[Variables, Batch], Batch]) -> Callable[[Variables, Batch], Batch]:
-        """Everyone gets the counts; label maps stay where they were made."""
-        everywhere = dict.fromkeys(("confusion", "images", "index"), parallel.replicated(self._mesh))
-        return jax.jit(step, out_shardings=everywhere | {"labels": self._sharding})
 
     def _sliding_ways(self, protocol: Protocol, forward: Callable[..., jax.Array]) -> list["_Way"]:
         """Return how to count the images of each group of `protocols.grouped`, and note the work of each image."""
@@ -116,7 +111,8 @@ class Validation:
             held = [sizes[i] for i in members]
             scorer = make_scorer(self._card, forward, fixed, held, self._options.window_batch)
             self._work[members] = [int(scorer.plan(sizes[i])["count"]) for i in members]
-            ways.append(_Way(self._compiled(make_sliding_step(scorer, self._mesh)), set(members), scorer))
+            step = make_sliding_step(scorer, self._mesh)
+            ways.append(_Way(counted(step, self._mesh, self._sharding), set(members), scorer))
         return ways
 
     def run(
@@ -240,8 +236,11 @@ class Validation:
         processes.wait_for_all("predictions")
         missing = [i for i in range(len(self._source)) if not self._prediction(i).exists()]
         processes.wait_for_all("missing predictions")  # nobody writes before everybody has looked
-        for data, counts in _one_behind(self._scored(variables, missing)):
-            self._write_predictions(data, counts)
+        if missing:
+            with self._track(len(missing), "missing predictions") as advance:
+                for data, counts in _one_behind(self._scored(variables, missing)):
+                    self._write_predictions(data, counts)
+                    advance(int((np.asarray(counts["index"]) >= 0).sum()))
 
     def _prediction(self, index: int) -> Path:
         return self._directory / "eval" / "predictions" / f"{self._source.ids(index)}.png"

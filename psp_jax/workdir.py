@@ -132,7 +132,7 @@ def check_owner(
     if not path.exists():
         # A start that failed early, for want of a weight file say, leaves a lock and an empty folder of checkpoints.
         if directory.exists() and any(
-            file.name != LOCK and not (file.name == CHECKPOINTS and not any(file.iterdir()))
+            not file.name.startswith(LOCK) and not (file.name == CHECKPOINTS and not any(file.iterdir()))
             for file in directory.iterdir()
         ):
             raise ValueError(f"{directory} is not empty and holds no run (no config.json); choose a new --workdir.")

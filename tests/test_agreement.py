@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -82,6 +83,45 @@ def test_a_host_without_the_data_ends_the_others_at_once(finished_run: Run, tmp_
     assert first[1].startswith("error: Process 1 (")
     assert first[1].endswith(f") has failed: FileNotFoundError: {second[1].removeprefix('error: ')}")
     assert time.monotonic() - begun < 60  # JAX by itself takes 100 s to miss a process
+
+
+SHARED = """
+import sys
+from pathlib import Path
+from psp_jax import processes
+from psp_jax.agreement import check_shared
+from psp_jax.command import run_command
+
+def check():
+    address, rank, folder = sys.argv[1:]
+    processes.initialize(address, 2, int(rank))
+    check_shared(Path(folder), seconds=0.5)
+
+run_command(check, leave=processes.leave)
+"""
+
+
+def test_a_workdir_that_is_another_folder_on_one_host_is_refused(tmp_path: Path):
+    """By both, in a sentence that names the host; nothing stays behind."""
+    address, folders = free_address(), ("own", "other")
+    for own in folders:
+        (tmp_path / own).mkdir()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARED, address, str(rank), str(tmp_path / own)],
+            cwd=ROOT,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, own in enumerate(folders)
+    ]
+    for process, own in zip(started, folders, strict=True):
+        error = process.communicate(timeout=300)[1]
+        assert (process.returncode, error.count("\n")) == (1, 1), error
+        assert error.startswith(f"error: 1 of 2 processes do not see in {tmp_path / own} what process 0 writes there: ")
+        assert f"process 1 ({socket.gethostname()}); --workdir must be on storage that all hosts share." in error
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
 def test_differences_are_those_of_values():

@@ -1,5 +1,6 @@
 """Every configuration file and variant passes the checks that a run begins with."""
 
+import contextlib
 import importlib.util
 import math
 from typing import Any
@@ -149,6 +150,27 @@ def test_images_spread_over_devices(rows: int, data: int, spatial: int, processe
     else:
         with pytest.raises(ValueError, match=message):
             check_mesh(config, (rows, rows), True, data, spatial, processes)
+
+
+@pytest.mark.parametrize(
+    ("crop", "spatial", "align_corners", "message"),
+    [
+        ((473, 697), 2, True, None),  # 60 x 88 maps
+        ((473, 473), 5, True, None),
+        ((473, 713), 1, True, r"4 divides; crops of 473 x 713 make them 60 x 90, .* k \* 32 - 7 pixels"),
+        ((473, 473), 7, True, r"make them 63 x 60, 60 rows of them real"),
+        ((472, 480), 1, False, r"make them 59 x 60, 59 rows of them real\. Choose crops of k \* 32 pixels"),
+    ],
+)
+def test_phases_need_maps_that_divide(
+    crop: tuple[int, int], spatial: int, align_corners: bool, message: str | None
+) -> None:
+    config = defaults()
+    config.model.update(phases=True, align_corners=align_corners)
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        check_mesh(config, crop, True, 1, spatial, 1)
+    config.model.phases = False
+    check_mesh(config, crop, True, 1, spatial, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A run goes on with other devices than it was saved with, bit for bit, and has the losses of an undisturbed one.
 
-What several processes make of it is in test_preemption.py.
+What several processes make of it is in test_preemption.py and test_processes.py.
 """
 
 import contextlib
@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from conftest import Run
 from jax.sharding import Mesh
+from test_preemption import interrupted, lines
 from train_steps import CLASSES, batch, configuration
 
 from psp_jax import build, parallel
@@ -79,3 +81,24 @@ def test_eight_devices_then_two_then_eight(tmp_path: Path) -> None:
         state, loss = take(step_fn, mesh, state)
         assert loss == pytest.approx(losses[int(state.step) - 1], rel=1e-5)
         former = saved(tmp_path, state)
+
+
+@pytest.mark.slow
+def test_the_command_on_eight_devices_then_four_then_sixteen(finished_run: Run, tmp_path: Path) -> None:
+    """SIGTERM ends each start two steps later; that the images are the same ones shows in the losses."""
+    flags = ("--config.model.head=fcn", "--config.model.aux_head=False", "--config.optimizer.base_lr=1e-4")
+    flags += ("--config.train.batch_size=16", "--config.eval.batch_size=16", "--config.train.log_every_steps=1")
+    flags += ("--config.data.num_workers=0",)
+    interrupted(finished_run, tmp_path / "stayed", "Recorder.push:6", *flags, devices=8)
+    outputs = [
+        interrupted(finished_run, tmp_path / "moved", "Recorder.push:2", *flags, devices=count) for count in (8, 4, 16)
+    ]
+    for output, words in zip(
+        outputs,
+        ("on 8 x cpu\nstarting", "on 4 x cpu\ngoing on after step 2", "on 16 x cpu\ngoing on after step 4"),
+        strict=True,
+    ):
+        assert words in output
+    stayed, moved = (lines(tmp_path / name, "metrics.jsonl") for name in ("stayed", "moved"))
+    assert [line["step"] for line in moved] == [line["step"] for line in stayed] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in moved] == pytest.approx([line["loss"] for line in stayed], rel=1e-5)

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -55,10 +54,10 @@ def lines(workdir: Path, name: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
 
 
-def interrupted(run: Run, workdir: Path, where: str, *flags: str) -> str:
+def interrupted(run: Run, workdir: Path, where: str, *flags: str, devices: int = 1) -> str:
     """Output of a run that gets SIGTERM in a method: Recorder.push:3 is its third call."""
     command = [sys.executable, "-c", INTERRUPT, where, *run.flags, "--workdir", str(workdir), *flags]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=300)
     assert done.returncode == CODE, done.stdout + done.stderr
     return done.stdout
 
@@ -133,10 +132,8 @@ def test_a_thread_that_is_not_pythons_may_get_the_signal() -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), timeout=300, check=True)
 
 
-def test_two_processes_go_on_where_one_stopped_also_after_sigterm_to_one_of_them(
-    finished_run: Run, tmp_path: Path
-) -> None:
-    """They restore step 8, save where SIGTERM comes, go on, validate: the losses and counts of the one process.
+def test_two_processes_go_on_where_one_stopped(finished_run: Run, tmp_path: Path) -> None:
+    """They restore step 8, go on, validate: the losses and counts of the one process.
 
     Statistics that they take over batches are those that one device takes.
     """
@@ -145,16 +142,9 @@ def test_two_processes_go_on_where_one_stopped_also_after_sigterm_to_one_of_them
     shutil.rmtree(workdir / "checkpoints" / "12")
     command = [sys.executable, "launch/local.py", "--processes=2", "--", *finished_run.flags]
     command += [f"--workdir={workdir}", f"--config.data.prepared_dir={tmp_path}", "--config.eval.precise_bn_batches=2"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
-    seen = read_until(process, "[0] compiled in ")
-    os.kill(children(process)[-1], signal.SIGTERM)
-    seen += read_until(process, "[launch] start again after SIGTERM")
-    (told,) = [line for line in seen if "SIGTERM: ending after step" in line]
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert "2 x cpu" in "".join(seen) and "going on after step 8 in" in "".join(seen)
-    assert f"after step {told.partition('after step ')[2].partition(';')[0]}" in output
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 x cpu" in done.stdout and "going on after step 8 in" in done.stdout
     one, two = (lines(w, "metrics.jsonl") for w in (finished_run.workdir, workdir))
     assert [line["step"] for line in two] == [line["step"] for line in one]
     assert two[4]["loss"] == pytest.approx(one[4]["loss"], rel=1e-3)
@@ -162,7 +152,7 @@ def test_two_processes_go_on_where_one_stopped_also_after_sigterm_to_one_of_them
     one, two = (json.loads((w / "eval" / "metrics.json").read_text()) for w in (finished_run.workdir, workdir))
     assert (two["images"], two["pixels"]) == (one["images"], one["pixels"])
     goodput = json.loads((workdir / "goodput.json").read_text())
-    assert goodput["starts"] == 3 and sum(goodput["shares"].values()) == pytest.approx(1)
+    assert goodput["starts"] == 2 and sum(goodput["shares"].values()) == pytest.approx(1)
     model = psp_jax.load(workdir)
     assert model.step == 12
     record = json.loads((workdir / "config.json").read_text())
@@ -172,17 +162,3 @@ def test_two_processes_go_on_where_one_stopped_also_after_sigterm_to_one_of_them
     found = make_statistics(config, model.card, Mesh([jax.devices()[:1]], ("data", "spatial")), source, track)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
     jax.tree.map(close, model.variables["batch_stats"], jax.device_get(found(model.variables["params"])))
-
-
-def children(process: subprocess.Popen) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
-def read_until(process: subprocess.Popen, start: str) -> list[str]:
-    """The lines of output up to the first that begins with `start`."""
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if line.startswith(start):
-            return seen
-    raise AssertionError(f"ended without {start}: {''.join(seen)}")

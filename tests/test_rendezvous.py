@@ -82,6 +82,27 @@ def test_a_process_may_come_late():
         assert process.returncode == 0, error
 
 
+def test_the_others_name_process_0_when_it_is_killed():
+    """Below all that JAX writes before it aborts them."""
+    address = free_address()
+    program = (
+        START.replace("run_command(", "import time\n\nrun_command(") + "print('joined', flush=True)\ntime.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", program, address, "3"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    begun = [subprocess.Popen([*command, str(rank), "60"], cwd=ROOT, env=environment(), **pipes) for rank in range(3)]
+    for process in begun:
+        assert process.stdout.readline() == "joined\n"
+    begun[0].kill()
+    for rank, process in enumerate(begun[1:], 1):
+        error = process.communicate(timeout=300)[1]
+        assert process.returncode == 134, error
+        assert error.endswith(
+            f"\nerror: Process 0 has ended and answers no more at {address}; look at its output. Process {rank} ends "
+            "too, with code 134.\n"
+        )
+
+
 def test_what_jax_writes_becomes_a_sentence():
     place = Place("host:1", 40, 1)
     assert arrivals(BARRIER.format(2, 40, "24\n7\n")) == ("2 of 40 processes", " (missing: 7, 24 and 36 more)")

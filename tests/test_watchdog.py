@@ -1,5 +1,6 @@
 """A run that stands still ends, and names the process that it waits for."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment, free_address
+from conftest import ROOT, Run, environment, free_address
 
 from psp_jax.watchdog import CODE, accusation
 
@@ -106,6 +107,19 @@ def test_a_process_that_hangs_alive_is_named_by_all(tmp_path):
         assert f"process 1 ({error.partition('process 1 (')[2].partition(',')[0]}, pid {processes[1].pid})" in error
         assert "is behind the others, in step 20, data_wait" in error
         assert (tmp_path / "watchdog" / f"process_{rank}.txt").exists()
+
+
+def test_an_evaluation_that_stands_still_ends(finished_run: Run, tmp_path: Path):
+    program = "import runpy, time\nfrom psp_jax.tally import Tally\nTally.add = lambda *_: time.sleep(1000)\n"
+    program += "runpy.run_module('psp_jax.main', run_name='__main__')"
+    shutil.copytree(finished_run.workdir, tmp_path / "w")
+    command = [sys.executable, "-c", program, *finished_run.flags, f"--workdir={tmp_path / 'w'}", "--mode=evaluate"]
+    command += ["--config.eval.protocol=whole", "--config.watchdog.least_seconds=1"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == CODE, done.stdout + done.stderr
+    assert (
+        "watchdog: no progress for " in done.stderr and " is in step 0, validation; ending with code 69" in done.stderr
+    )
 
 
 def place(rank: int, step: int, activity: str) -> dict:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from psp_jax import checks, parallel, protocols
 from psp_jax.build import abstract_arguments, build_optimizer, build_step
 from psp_jax.classes import ClassTable
-from psp_jax.inference import TILE, make_eval_step, make_forward
+from psp_jax.inference import TILE, counted, make_eval_step, make_forward
 from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model, variable_shapes
 from psp_jax.planning.program_text import Cost, program_cost
@@ -146,7 +146,7 @@ def compile_evaluation(config: ConfigDict, classes: ClassTable, size: tuple[int,
     shapes = variable_shapes(card.model, classes.num_classes)
     variables = jax.tree.map(lambda x: _abstract(x, parallel.replicated(mesh)), shapes)
     kinds = {"parameters": variables["params"], "batch statistics": variables["batch_stats"], "batch": batch}
-    return Evaluation(_compiled(jax.jit(step), (variables, batch), kinds), images, turns, windows)
+    return Evaluation(_compiled(counted(step, mesh, sharding), (variables, batch), kinds), images, turns, windows)
 
 
 def _abstract(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
