@@ -15,10 +15,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     # commands
     (
         *("main", "prepare", "predict", "export", "import_weights", "score", "compare", "ablate"),
-        *("check_data", "new_dataset", "plan"),
+        *("check_data", "new_dataset", "plan", "doctor"),
     ),
     ("train", "evaluate"),  # loops
-    ("api", "validation", "recorder", "ablation", "planning"),  # assembled pieces of the rows below
+    ("api", "validation", "recorder", "ablation", "planning", "health"),  # assembled pieces of the rows below
     ("sliding", "tiling", "report", "results", "deploy"),
     ("inference", "checkpoint", "precise_bn", "build", "run_record"),
     ("train_step", "class_weights", "goodput", "agreement"),
