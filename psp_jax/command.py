@@ -8,6 +8,7 @@ from pathlib import Path
 
 PACKAGE = str(Path(__file__).parent)
 DEBUG_FLAG = "--debug"
+LONGEST = 2000  # characters of an error that repeats what was given
 
 
 def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
@@ -40,7 +41,8 @@ def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exi
 def last_words(error: Exception) -> str:
     """Return an error as one line; one that tells of a configuration file has that file's traceback inside."""
     lines = str(error).strip().splitlines()
-    return lines[-1].partition(": ")[2] if "Traceback" in str(error) else " ".join(lines)
+    words = lines[-1].partition(": ")[2] if "Traceback" in str(error) else " ".join(lines)
+    return words if len(words) <= LONGEST else f"{words[:LONGEST]} ..."
 
 
 def _mendable(error: Exception) -> bool:
