@@ -104,7 +104,7 @@ class ClassTable:
         name = table.get("name") or name or "classes"
         unknown = [key for key in table if key not in known]
         if unknown or not isinstance(table.get("names"), list):
-            problem = f"has the unknown field {unknown[0]!r}" if unknown else "has no list of names"
+            problem = f"has the unknown field {unknown[0][:80]!r}" if unknown else "has no list of names"
             raise ValueError(f"Class table {name} {problem}; its fields are {', '.join(known)}.")
         names = tuple(table["names"])
         ignore = table.get("ignore", IGNORE_LABEL)

@@ -1,0 +1,96 @@
+"""What a run survives: faults at any moment of it, and damaged inputs, by the long tests of tests/.
+
+    python benchmarks/reliability.py --output benchmarks/results/reliability.json
+
+Runs `pytest -m soak tests/test_soak.py tests/test_fuzz.py`, about an hour on two idle cores, and counts what the tests
+tell: faults put in and survived, steps lost beyond the last save, inputs tried, and those that raised anything but a
+refusal in one sentence. With --minutes it ends earlier, and tells which tests were finished.
+"""
+
+import argparse
+import collections
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from psp_jax.workdir import versions, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+VARIABLE = "PSP_JAX_RELIABILITY_LOG"  # as in tests/reliability_log.py
+TESTS = ("tests/test_soak.py", "tests/test_fuzz.py")
+
+
+def run_tests(log: Path, minutes: float) -> dict[str, str]:
+    """Run the tests, killed after `minutes`, and return "passed", "failed" or "not finished" by name."""
+    command = [sys.executable, "-m", "pytest", "-m", "soak", "-v", "-p", "no:cacheprovider", *TESTS]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {VARIABLE: str(log)}, stdout=output)
+        try:
+            process.wait(60 * minutes)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        output.seek(0)
+        lines = output.read()
+    print(lines, flush=True)
+    begun = dict(re.findall(r"^tests/\w+\.py::(\S+) ?(PASSED|FAILED|ERROR)?", lines, re.MULTILINE))
+    names = {"PASSED": "passed", "FAILED": "failed", "ERROR": "failed", "": "not finished"}
+    return {name: names[result] for name, result in begun.items()}
+
+
+def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums of what the tests told."""
+    faults = [row for row in rows if row["kind"] == "fault"]
+    inputs = [row for row in rows if row["kind"] == "input"]
+    kinds = collections.Counter(row["signal"] for row in faults)
+    lost = collections.Counter(row["lost"] for row in faults if row["signal"] == "SIGKILL")
+    outcomes = collections.Counter((row["target"], row["outcome"]) for row in inputs)
+    return {
+        "faults": dict(kinds),
+        "faults_that_lost_a_saved_step": 0,  # the test fails at the first
+        "activities_killed_in": dict(collections.Counter(row["activity"] for row in faults)),
+        "steps_lost_beyond_the_last_save": {str(steps): lost[steps] for steps in sorted(lost)},
+        "runs_finished_after_kills_bit_for_bit_as_undisturbed": sum(row["kind"] == "run" for row in rows),
+        "inputs": len(inputs),
+        "inputs_by_kind": {
+            target: {result: outcomes[target, result] for result in ("read", "refused", "broken")}
+            for target in sorted({row["target"] for row in inputs})
+        },
+        "uncaught_exceptions": sum(row["outcome"] == "broken" for row in inputs),
+    }
+
+
+def main() -> None:
+    """Parse the flags, run, count and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=240, help="after which the tests are ended (240)")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args()
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log.jsonl"
+        log.touch()
+        tests = run_tests(log, args.minutes)
+        rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    facts = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": versions(),
+        "minutes": round((time.monotonic() - begin) / 60, 1),
+        "tests": tests,
+    }
+    write_json(args.output, facts | count(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Faults at any moment of a run: it ends with what an undisturbed run gives, or in one sentence, nothing saved lost.
+
+Kills, SIGTERM, dead data workers, a corrupt record, a clock that jumps. Damaged checkpoints, full disks and locks are
+in test_checkpoint.py and beside it.
+"""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, Run
+from faults import jumping_clock, random_fault, run_with
+from reliability_log import record
+from test_preemption import assert_same_run
+
+from psp_jax.checkpoint import Checkpoints
+from psp_jax.preemption import CODE
+
+pytestmark = pytest.mark.soak
+
+KILLS, TERMS = 50, 12
+SAVED_EVERY = 4  # steps, as in TINY
+
+
+def saved(workdir: Path) -> int:
+    """Return the newest step saved, 0 for none, after reading the whole checkpoint."""
+    if not (workdir / "checkpoints").exists():
+        return 0
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    step = checkpoints.latest_step() or 0
+    if step:
+        read = checkpoints._manager.restore(step)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(read["variables"]))
+    return step
+
+
+def one_sentence(done: subprocess.CompletedProcess) -> str:
+    """Return the sentence that a run ended with."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+    return sentence
+
+
+def soak(run: Run, base: Path, count: int, kind: signal.Signals, code: int) -> None:
+    """Put `count` faults into runs, each of which goes on until it is finished, and compare those with `run`."""
+    rng, faults, runs = random.Random(int(kind)), 0, 0
+    while faults < count:
+        workdir, before, finished = base / f"w{runs}", 0, False
+        while not finished:
+            fault = random_fault(rng, kind)
+            done, taken = run_with(run, workdir, fault)
+            assert done.returncode in (0, code), done.stdout + done.stderr
+            now = saved(workdir)
+            assert now >= before, f"step {before} was saved, and after {fault} only {now} is"
+            if done.returncode == code:
+                faults += 1
+                lost = max(0, (taken or 0) - now)
+                facts = {key: fault[key] for key in ("activity", "entry", "seconds")}
+                record("fault", signal=kind.name, **facts, reached=taken, saved=now, lost=lost)
+                # One checkpoint may be on its way when the next steps are taken.
+                assert lost <= (2 * SAVED_EVERY if kind == signal.SIGKILL else 0), fault
+            before, finished = now, done.returncode == 0
+        assert_same_run(workdir, run.workdir)
+        record("run", signal=kind.name, same=True)
+        runs += 1
+
+
+@pytest.mark.parametrize("step", [1, 3, 7])
+def test_a_data_worker_killed(step: int, finished_run: Run, tmp_path: Path) -> None:
+    fault = {"activity": "data_wait", "entry": step, "seconds": 0, "signal": int(signal.SIGKILL), "target": "worker"}
+    done, taken = run_with(finished_run, tmp_path / "w", fault)
+    assert "Data worker process" in one_sentence(done) and "was killed by SIGKILL" in done.stderr
+    now = saved(tmp_path / "w")
+    assert now == (taken or 0) // SAVED_EVERY * SAVED_EVERY
+    record("fault", signal="worker", activity="data_wait", reached=taken, saved=now, lost=(taken or 0) - now)
+    again = finished_run.start(tmp_path / "w")
+    assert again.returncode == 0, again.stderr
+    assert_same_run(tmp_path / "w", finished_run.workdir)
+
+
+def test_a_corrupt_record_in_the_middle_of_a_shard(finished_run: Run, tmp_path: Path) -> None:
+    (flag,) = [flag for flag in finished_run.flags if flag.startswith("--config.data.prepared_dir=")]
+    shutil.copytree(flag.partition("=")[2], tmp_path / "prepared")
+    (shard,) = [file for file in (tmp_path / "prepared").rglob("*train.array_record*")]
+    sound = shard.read_bytes()
+    middle = len(sound) // 2
+    shard.write_bytes(sound[:middle] + bytes(byte ^ 255 for byte in sound[middle : middle + 64]) + sound[middle + 64 :])
+    there = f"--config.data.prepared_dir={tmp_path / 'prepared'}"
+    done = finished_run.start(tmp_path / "w", there)
+    sentence = one_sentence(done)
+    assert "train example" in sentence and "cannot be read" in sentence and str(tmp_path) in sentence
+    before = saved(tmp_path / "w")
+    record("fault", signal="corrupt record", activity="data_wait", reached=None, saved=before, lost=0)
+    shard.write_bytes(sound)
+    again = finished_run.start(tmp_path / "w", there)
+    assert again.returncode == 0, again.stderr
+    assert_same_run(tmp_path / "w", finished_run.workdir)
+
+
+def test_a_clock_that_jumps(finished_run: Run, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "psp_jax.main", *finished_run.flags, "--workdir", str(tmp_path / "w")]
+    jumps = jumping_clock(tmp_path / "clock")
+    seen = subprocess.run(
+        [sys.executable, "-c", "import time; print(abs(time.time() - time.time()) > 99)"],
+        env=jumps,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert seen.stdout == "True\n"
+    done = subprocess.run(command, cwd=ROOT, env=jumps, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_run(tmp_path / "w", finished_run.workdir)
+    record("fault", signal="clock", activity="all", reached=12, saved=saved(tmp_path / "w"), lost=0)
+
+
+def test_sigterm_at_any_moment(finished_run: Run, tmp_path: Path) -> None:
+    """Until the run has taken hold of the signal it ends the process as any other."""
+    rng = random.Random(0)
+    for index in range(TERMS):
+        workdir, fault = tmp_path / f"w{index}", random_fault(rng, signal.SIGTERM)
+        done, taken = run_with(finished_run, workdir, fault)
+        assert done.returncode in (0, CODE, -signal.SIGTERM), done.stdout + done.stderr
+        if done.returncode == CODE:
+            assert saved(workdir) == taken, f"{fault}: {done.stdout}"
+            record("fault", signal="SIGTERM", activity=fault["activity"], reached=taken, saved=saved(workdir), lost=0)
+        if done.returncode:
+            again = finished_run.start(workdir)
+            assert again.returncode == 0, again.stderr
+        assert_same_run(workdir, finished_run.workdir)
+
+
+def test_kills_at_any_moment(finished_run: Run, tmp_path: Path) -> None:
+    soak(finished_run, tmp_path, KILLS, signal.SIGKILL, -signal.SIGKILL)
