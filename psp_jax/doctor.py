@@ -55,7 +55,7 @@ def devices(directory: str, seconds: float) -> Iterator[Finding]:
             yield Finding(FAIL, "devices", text, remedy)
             return
         finally:
-            process.kill()
+            process.kill()  # and not waited for: one that hangs in a driver does not end
         if code:
             words.seek(0)
             said = [line.strip() for line in words if line.strip()] or ["it said nothing"]

@@ -92,6 +92,14 @@ def test_a_plugin_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install jax-cuda12-plugin==0.10.2" in plugin.remedy
 
 
+def test_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{3 * 2**30}\n")
+    (tmp_path / "memory.current").write_text(f"{2 * 2**30}\n")
+    (finding,) = machine.memory()
+    assert finding.level == "warn" and finding.text.startswith("1.0 of 3.0 GiB free")
+
+
 def test_clocks_that_jump_and_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [finding.level for finding in machine.clocks(tmp_path)] == ["ok", "ok"]
     real, late = time.time, itertools.count()

@@ -5,6 +5,8 @@
 prints each finding as a line of JSON as soon as it is there.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,7 +41,7 @@ def examine() -> Iterator[Finding]:
         name = f"device {device.id} ({device.device_kind})"
         yield from guarded(name, lambda device=device, name=name: _numbers(device, name))  # type: ignore[misc]
         yield from guarded(name, lambda device=device, name=name: _free(device, name))  # type: ignore[misc]
-    if devices[0].platform == "gpu":
+    if devices[0].platform == "gpu" and shutil.which(SMI):
         yield from guarded(SMI, _gpu_holders)
 
 
@@ -129,6 +131,9 @@ def _gpu_holders() -> Iterator[Finding]:
     holders = _query("--query-compute-apps=pid,process_name,used_memory")
     held = ", ".join(f"process {pid} ({name}) {used} MiB" for pid, name, used in holders) or "by none that it may name"
     for index, free, total in rows:
+        if not (free.isdecimal() and total.isdecimal()):
+            yield Finding(OK, SMI, f"GPU {index} does not tell its memory")
+            continue
         text = f"GPU {index} has {int(free) / 1024:.1f} of {int(total) / 1024:.1f} GiB free"
         if int(free) < LEAST_FREE * int(total):
             yield Finding(WARN, SMI, f"{text}; held: {held}", "end them, or choose other GPUs by CUDA_VISIBLE_DEVICES")
@@ -147,12 +152,14 @@ def _install(extra: str) -> str:
 
 
 def main() -> None:
-    """Print the findings."""
-    for finding in guarded("devices", examine):
-        print(finding.encoded(), flush=True)
-    if len(sys.argv) > 1:
-        for finding in guarded("compile cache", lambda: cache(sys.argv[1])):
-            print(finding.encoded(), flush=True)
+    """Print the findings, and send what drivers print by themselves to stderr."""
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+        for finding in guarded("devices", examine):
+            print(finding.encoded(), file=answers, flush=True)
+        if len(sys.argv) > 1:
+            for finding in guarded("compile cache", lambda: cache(sys.argv[1])):
+                print(finding.encoded(), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ MIB, GIB = 2**20, 2**30
 # are written once; /dev/shm is NCCL's, the data workers use none of it; /tmp holds what is being unpacked.
 LIMITS = {
     "workdir": (GIB, 20 * GIB),
-    "data": (0, GIB),
+    "data": (0, 0),
     "prepared data": (100 * MIB, 5 * GIB),
     "shared memory": (0, 64 * MIB),
     "temporary files": (16 * MIB, GIB),
 }
+CGROUP = Path("/sys/fs/cgroup")
 LEAST_FILES = 1000  # that a file system must have room for
 LEAST_MEMORY = 2 * GIB
 SKEW_SECONDS = 2.0  # some file systems keep times to two seconds
@@ -53,6 +54,9 @@ def memory() -> Iterator[Finding]:
         return  # not Linux
     kib = {line.partition(":")[0]: int(line.split()[1]) for line in lines}
     free, total = kib["MemAvailable"] * 1024, kib["MemTotal"] * 1024
+    limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
+    if limit and used:  # of a container
+        free, total = min(free, limit - used), min(total, limit)
     text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free, {os.cpu_count()} CPUs"
     short = free < LEAST_MEMORY
     yield Finding(WARN if short else OK, "host memory", text, "end other programs" if short else "")
@@ -101,6 +105,14 @@ def clocks(directory: Path) -> Iterator[Finding]:
         yield Finding(WARN, "file times", text, "set both machines' clocks by the same NTP server")
     else:
         yield Finding(OK, "file times", text)
+
+
+def _number(file: Path) -> int:
+    """Return the number in a file; 0 where there is none, as where a limit is "max"."""
+    try:
+        return int(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _version(package: str) -> str:
