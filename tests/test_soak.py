@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, Run
 from faults import jumping_clock, random_fault, run_with
-from reliability_log import record
+from reliability_log import fault, record
 from test_preemption import assert_same_run
 
 from psp_jax.checkpoint import Checkpoints
@@ -54,18 +54,17 @@ def soak(run: Run, base: Path, count: int, kind: signal.Signals, code: int) -> N
     while faults < count:
         workdir, before, finished = base / f"w{runs}", 0, False
         while not finished:
-            fault = random_fault(rng, kind)
-            done, taken = run_with(run, workdir, fault)
-            assert done.returncode in (0, code), done.stdout + done.stderr
-            now = saved(workdir)
-            assert now >= before, f"step {before} was saved, and after {fault} only {now} is"
-            if done.returncode == code:
-                faults += 1
+            moment = random_fault(rng, kind)
+            with fault(signal=kind.name, **{key: moment[key] for key in ("activity", "entry", "seconds")}) as facts:
+                done, taken = run_with(run, workdir, moment)
+                assert done.returncode in (0, code), done.stdout + done.stderr
+                now = saved(workdir)
                 lost = max(0, (taken or 0) - now)
-                facts = {key: fault[key] for key in ("activity", "entry", "seconds")}
-                record("fault", signal=kind.name, **facts, reached=taken, saved=now, lost=lost)
+                facts |= {"came": done.returncode == code, "reached": taken, "saved": now, "lost": lost}
+                assert now >= before, f"step {before} was saved, and after {moment} only {now} is"
                 # One checkpoint may be on its way when the next steps are taken.
-                assert lost <= (2 * SAVED_EVERY if kind == signal.SIGKILL else 0), fault
+                assert lost <= 2 * SAVED_EVERY, moment
+            faults += done.returncode == code
             before, finished = now, done.returncode == 0
         assert_same_run(workdir, run.workdir)
         record("run", signal=kind.name, same=True)
@@ -75,16 +74,17 @@ def soak(run: Run, base: Path, count: int, kind: signal.Signals, code: int) -> N
 @pytest.mark.parametrize("step", [1, 3, 7])
 def test_a_data_worker_killed(step: int, finished_run: Run, tmp_path: Path) -> None:
     """The worker may have sent all batches by then, and the run not need it any more."""
-    fault = {"activity": "data_wait", "entry": step, "seconds": 0, "signal": int(signal.SIGKILL), "target": "worker"}
-    done, taken = run_with(finished_run, tmp_path / "w", fault)
-    now = saved(tmp_path / "w")
-    assert now == (taken or 0) // SAVED_EVERY * SAVED_EVERY
-    record("fault", signal="worker", activity="data_wait", reached=taken, saved=now, lost=(taken or 0) - now)
-    if done.returncode or step == 1:  # at the first it has eleven to send, more than a socket holds
-        assert "Data worker process" in one_sentence(done) and "was killed by SIGKILL" in done.stderr
-        again = finished_run.start(tmp_path / "w")
-        assert again.returncode == 0, again.stderr
-    assert_same_run(tmp_path / "w", finished_run.workdir)
+    moment = {"activity": "data_wait", "entry": step, "seconds": 0, "signal": int(signal.SIGKILL), "target": "worker"}
+    with fault(signal="worker", activity="data_wait") as facts:
+        done, taken = run_with(finished_run, tmp_path / "w", moment)
+        now = saved(tmp_path / "w")
+        facts |= {"came": True, "reached": taken, "saved": now, "lost": (taken or 0) - now if done.returncode else 0}
+        assert now == (taken or 0) // SAVED_EVERY * SAVED_EVERY
+        if done.returncode or step == 1:  # at the first it has eleven to send, more than a socket holds
+            assert "Data worker process" in one_sentence(done) and "was killed by SIGKILL" in done.stderr
+            again = finished_run.start(tmp_path / "w")
+            assert again.returncode == 0, again.stderr
+        assert_same_run(tmp_path / "w", finished_run.workdir)
 
 
 def test_a_corrupt_record_in_the_middle_of_a_shard(finished_run: Run, tmp_path: Path) -> None:
@@ -95,15 +95,15 @@ def test_a_corrupt_record_in_the_middle_of_a_shard(finished_run: Run, tmp_path: 
     middle = len(sound) // 2
     shard.write_bytes(sound[:middle] + bytes(byte ^ 255 for byte in sound[middle : middle + 64]) + sound[middle + 64 :])
     there = f"--config.data.prepared_dir={tmp_path / 'prepared'}"
-    done = finished_run.start(tmp_path / "w", there)
-    sentence = one_sentence(done)
-    assert "train example" in sentence and "cannot be read" in sentence and str(tmp_path) in sentence
-    before = saved(tmp_path / "w")
-    record("fault", signal="corrupt record", activity="data_wait", reached=None, saved=before, lost=0)
-    shard.write_bytes(sound)
-    again = finished_run.start(tmp_path / "w", there)
-    assert again.returncode == 0, again.stderr
-    assert_same_run(tmp_path / "w", finished_run.workdir)
+    with fault(signal="corrupt record", activity="data_wait") as facts:
+        done = finished_run.start(tmp_path / "w", there)
+        facts |= {"came": True, "saved": saved(tmp_path / "w"), "lost": 0}
+        sentence = one_sentence(done)
+        assert "train example" in sentence and "cannot be read" in sentence and str(tmp_path) in sentence
+        shard.write_bytes(sound)
+        again = finished_run.start(tmp_path / "w", there)
+        assert again.returncode == 0, again.stderr
+        assert_same_run(tmp_path / "w", finished_run.workdir)
 
 
 def test_a_clock_that_jumps(finished_run: Run, tmp_path: Path) -> None:
@@ -117,26 +117,28 @@ def test_a_clock_that_jumps(finished_run: Run, tmp_path: Path) -> None:
         check=True,
     )
     assert seen.stdout == "True\n"
-    done = subprocess.run(command, cwd=ROOT, env=jumps, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert_same_run(tmp_path / "w", finished_run.workdir)
-    record("fault", signal="clock", activity="all", reached=12, saved=saved(tmp_path / "w"), lost=0)
+    with fault(signal="clock", activity="all") as facts:
+        done = subprocess.run(command, cwd=ROOT, env=jumps, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        facts |= {"came": True, "saved": saved(tmp_path / "w"), "lost": 0}
+        assert_same_run(tmp_path / "w", finished_run.workdir)
 
 
 def test_sigterm_at_any_moment(finished_run: Run, tmp_path: Path) -> None:
     """Until the run has taken hold of the signal it ends the process as any other."""
     rng = random.Random(0)
     for index in range(TERMS):
-        workdir, fault = tmp_path / f"w{index}", random_fault(rng, signal.SIGTERM)
-        done, taken = run_with(finished_run, workdir, fault)
-        assert done.returncode in (0, CODE, -signal.SIGTERM), done.stdout + done.stderr
-        if done.returncode == CODE:
-            assert saved(workdir) == taken, f"{fault}: {done.stdout}"
-            record("fault", signal="SIGTERM", activity=fault["activity"], reached=taken, saved=saved(workdir), lost=0)
-        if done.returncode:
-            again = finished_run.start(workdir)
-            assert again.returncode == 0, again.stderr
-        assert_same_run(workdir, finished_run.workdir)
+        workdir, moment = tmp_path / f"w{index}", random_fault(rng, signal.SIGTERM)
+        with fault(signal="SIGTERM", activity=moment["activity"]) as facts:
+            done, taken = run_with(finished_run, workdir, moment)
+            assert done.returncode in (0, CODE, -signal.SIGTERM), done.stdout + done.stderr
+            facts |= {"came": done.returncode != 0, "reached": taken, "saved": saved(workdir), "lost": 0}
+            if done.returncode == CODE:
+                assert saved(workdir) == (taken or 0), f"{moment}: {done.stdout}"
+            if done.returncode:
+                again = finished_run.start(workdir)
+                assert again.returncode == 0, again.stderr
+            assert_same_run(workdir, finished_run.workdir)
 
 
 def test_kills_at_any_moment(finished_run: Run, tmp_path: Path) -> None:
