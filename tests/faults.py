@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,11 @@ def run_with(
     return done, int(taken.read_text() or 0) if taken.exists() else None
 
 
-def jumping_clock(folder: Path) -> dict[str, str]:
-    """Return the environment of processes, workers too, whose wall clock jumps by hours and days at every look."""
+def jumping_clock(folder: Path, seconds: Sequence[float]) -> dict[str, str]:
+    """Return the environment of processes, workers too, whose wall clock is off by another of `seconds` at every look."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
-        "import itertools, time\nreal, jumps = time.time, itertools.cycle((0, 3600, -86400, 5e6, -3e7, 1e-3))\n"
+        f"import itertools, time\nreal, jumps = time.time, itertools.cycle({tuple(seconds)})\n"
         "time.time = lambda: real() + next(jumps)\ntime.time_ns = lambda: int(time.time() * 1e9)\n"
     )
     return environment() | {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}

@@ -19,6 +19,7 @@ from hostile import understated
 
 from psp_jax.data.builders import files
 from psp_jax.data.builders.files import Files
+from psp_jax.data.source import read_info
 from psp_jax.report import write_page
 
 SOURCES = sorted((ROOT / "psp_jax").rglob("*.py"))
@@ -132,6 +133,18 @@ def test_names_and_links_lead_nowhere(kind: str, name: str, tmp_path: Path) -> N
     found = Files(path, "top")
     assert not any(b"secret" in found.read(member) for member in found.names)
     assert sorted(file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*")) == ["evil", "in", f"in/{kind}"]
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "python\\u0043lassName"])
+def test_prepared_records_import_no_module(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TFDS imports the module of a class that features.json names."""
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "features.json").write_text(f'{{"featuresDict": {{}}, "{key}": "evil_module.Feature"}}')
+    for name in ("dataset_info.json", "metadata.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=r"features\.json names 'evil_module\.Feature', which TFDS would import"):
+        read_info(tmp_path)
 
 
 class Elements(HTMLParser):
