@@ -81,7 +81,7 @@ def run_with(
 
 
 def jumping_clock(folder: Path, seconds: Sequence[float]) -> dict[str, str]:
-    """Return the environment of processes, workers too, whose wall clock is off by another of `seconds` at every look."""
+    """Return the environment of processes whose wall clock is off by another of `seconds` each time it is read."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         f"import itertools, time\nreal, jumps = time.time, itertools.cycle({tuple(seconds)})\n"
