@@ -44,12 +44,12 @@ def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     faults = [row for row in rows if row["kind"] == "fault" and row.get("came", True)]  # a run may end before one comes
     inputs = [row for row in rows if row["kind"] == "input"]
     kinds = collections.Counter(row["signal"] for row in faults)
-    lost = collections.Counter(row["lost"] for row in faults)
+    lost = collections.Counter(row["lost"] for row in faults if "lost" in row)
     outcomes = collections.Counter((row["target"], row["outcome"]) for row in inputs)
     return {
         "faults": dict(kinds),
         "faults_survived": sum(row["survived"] for row in faults),
-        "activities_killed_in": dict(collections.Counter(row["activity"] for row in faults)),
+        "faults_by_activity": dict(collections.Counter(row["activity"] for row in faults)),
         "steps_lost_beyond_the_last_save": {str(steps): lost[steps] for steps in sorted(lost)},
         "runs_finished_after_kills_bit_for_bit_as_undisturbed": sum(row["kind"] == "run" for row in rows),
         "inputs": len(inputs),
