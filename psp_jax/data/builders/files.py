@@ -19,7 +19,7 @@ from typing import IO, NamedTuple, TypeVar
 ID = re.compile(r"\w[\w-]*")  # the id of an image becomes part of file names, so nothing else is one
 CHUNK = 1 << 20  # bytes
 MAX_FILES, MAX_BYTES = 2_000_000, 1 << 28  # of an archive, and of one file in it
-MAX_GROWTH = 100  # times the size of an archive that it may unpack to; images and PNG labels hardly grow
+MAX_GROWTH = 200  # times the size of an archive that it may unpack to; label maps, were they plain, grow 120 times
 Entry = TypeVar("Entry", zipfile.ZipInfo, tarfile.TarInfo)
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _DAMAGES = (
