@@ -80,11 +80,18 @@ def run_with(
     return done, int(taken.read_text() or 0) if taken.exists() else None
 
 
-def jumping_clock(folder: Path, seconds: Sequence[float]) -> dict[str, str]:
-    """Return the environment of processes whose wall clock is off by another of `seconds` each time it is read."""
+def jumping_clock(folder: Path, seconds: Sequence[float], after: int) -> dict[str, str]:
+    """Return the environment of processes whose wall clock is off by another of `seconds` at each look, then.
+
+    Args:
+      folder: of the module that does it; made.
+      seconds: taken in turn.
+      after: how many looks at the clock find it right.
+    """
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
-        f"import itertools, time\nreal, jumps = time.time, itertools.cycle({tuple(seconds)})\n"
+        "import itertools, time\nreal = time.time\n"
+        f"jumps = itertools.chain(itertools.repeat(0, {after}), itertools.cycle({tuple(seconds)}))\n"
         "time.time = lambda: real() + next(jumps)\ntime.time_ns = lambda: int(time.time() * 1e9)\n"
     )
     return environment() | {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}

@@ -108,21 +108,21 @@ def test_a_corrupt_record_in_the_middle_of_a_shard(finished_run: Run, tmp_path: 
         assert_same_run(tmp_path / "w", finished_run.workdir)
 
 
-MINUTES, DAYS = (0, 240, -180, 60, -290), (0, 3600, -86400, 5e6, -3e7)
+MINUTES, DAY = (0, 240, -180, 60, -290), 86_400
 
 
-@pytest.mark.parametrize("jumps", [MINUTES, DAYS], ids=["minutes", "days"])
+@pytest.mark.parametrize("jumps", [MINUTES, (DAY,), (-DAY,)], ids=["minutes", "a day on", "a day back"])
 def test_a_clock_that_jumps(jumps: tuple[float, ...], finished_run: Run, tmp_path: Path) -> None:
-    """Orbax takes its limit of ten minutes from the wall clock: a jump of hours may end a save, and the run."""
+    """Orbax takes its limit of ten minutes from the wall clock: a jump of a day in a save may end the run."""
     command = [sys.executable, "-m", "psp_jax.main", *finished_run.flags, "--workdir", str(tmp_path / "w")]
-    environment = jumping_clock(tmp_path / "clock", jumps)
-    looks = "import time; print(max(abs(time.time() - time.time()) for _ in range(9)) > 59)"
+    environment = jumping_clock(tmp_path / "clock", jumps, after=200)
+    looks = "import time; looks = [time.time() for _ in range(400)]; print(max(looks) - min(looks) > 59)"
     seen = subprocess.run([sys.executable, "-c", looks], env=environment, capture_output=True, text=True, check=True)
     assert seen.stdout == "True\n"
     with fault(signal="clock", activity="all") as facts:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         facts |= {"came": True, "saved": saved(tmp_path / "w"), "lost": 0, "ended": done.returncode}
-        if jumps is DAYS and done.returncode == 1:
+        if jumps is not MINUTES and done.returncode == 1:
             assert [line for line in done.stderr.splitlines() if line.startswith("error: ")]
             done = finished_run.start(tmp_path / "w")
         assert done.returncode == 0, done.stdout + done.stderr
