@@ -81,7 +81,7 @@ def run_with(
 
 
 def jumping_clock(folder: Path, seconds: Sequence[float], after: int) -> dict[str, str]:
-    """Return the environment of processes whose wall clock is off by another of `seconds` at each look, then.
+    """Return the environment of processes whose wall clock is off by another of `seconds` at every look but the first.
 
     Args:
       folder: of the module that does it; made.
