@@ -137,12 +137,17 @@ def load(directory: str | Path, checkpoint: str = "latest", sharding: jax.shardi
 
     Raises:
       FileNotFoundError: the directory holds no model, or a run that has not saved a checkpoint yet.
+      ValueError: a file of it is damaged.
     """
     if checkpoint not in ("latest", "best"):
         raise ValueError(f"checkpoint={checkpoint!r} is unknown; choose one of: latest, best.")
     directory = Path(directory)
     card = ModelCard.read(directory)
-    shapes = variable_shapes(card.model, card.classes.num_classes)
+    try:
+        shapes = variable_shapes(card.model, card.classes.num_classes)
+    except (LookupError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{directory}/model.json describes no network that can be built ({problem}).") from error
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
     if (directory / PARAMETERS).exists():

@@ -104,13 +104,13 @@ class ClassTable:
         name = table.get("name") or name or "classes"
         unknown = [key for key in table if key not in known]
         if unknown or not isinstance(table.get("names"), list):
-            problem = f"has the unknown field {unknown[0]!r}" if unknown else "has no list of names"
+            problem = f"has the unknown field {unknown[0][:80]!r}" if unknown else "has no list of names"
             raise ValueError(f"Class table {name} {problem}; its fields are {', '.join(known)}.")
         names = tuple(table["names"])
         ignore = table.get("ignore", IGNORE_LABEL)
         try:
             palette = np.array(table.get("palette", default_palette(len(names))), np.int64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"Class table {name}: palette must be a list of [red, green, blue].") from None
         raw_ids = tuple(table.get("raw_ids", range(len(names))))
         return cls(name, names, palette, raw_ids, tuple(ignore) if isinstance(ignore, list) else (ignore,))
@@ -136,11 +136,14 @@ def get(name_or_path: str | Path) -> ClassTable:
         raise ValueError(f"No class table {name}: give one of {', '.join(NAMES)}, or the path of a classes.json file.")
     try:
         table = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON: {error}.") from None
     if not isinstance(table, dict):
         raise ValueError(f'{path} must hold a JSON object such as {{"names": ["road", "tree"], "ignore": 255}}.')
-    return ClassTable.from_dict(table, path.parent.resolve().name)
+    try:
+        return ClassTable.from_dict(table, path.parent.resolve().name)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def default_palette(count: int) -> np.ndarray:

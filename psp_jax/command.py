@@ -7,18 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 PACKAGE = str(Path(__file__).parent)
+DEBUG_FLAG = "--debug"
+LONGEST = 2000  # characters of an error that repeats what was given
 
 
 def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
     """Run `main`; an error that a user can mend becomes one line, anything else keeps its traceback.
 
     Mendable are failures of the system (files, disk, network), a run that diverged, and whatever this
-    package itself raises as ValueError. With PSP_JAX_DEBUG=1 these keep their traceback too. Ctrl-C gives code 130.
+    package itself raises as ValueError. With the flag --debug, which every command takes, or PSP_JAX_DEBUG=1 these keep
+    their traceback too. Ctrl-C gives code 130.
 
     Args:
       main: the command.
       leave: ends the process with an exit code.
     """
+    if DEBUG_FLAG in sys.argv[1:]:
+        sys.argv.remove(DEBUG_FLAG)
+        os.environ["PSP_JAX_DEBUG"] = "1"  # so that commands which this one starts know it too
     try:
         main()
     except KeyboardInterrupt:
@@ -35,7 +41,8 @@ def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exi
 def last_words(error: Exception) -> str:
     """Return an error as one line; one that tells of a configuration file has that file's traceback inside."""
     lines = str(error).strip().splitlines()
-    return lines[-1].partition(": ")[2] if "Traceback" in str(error) else " ".join(lines)
+    words = lines[-1].partition(": ")[2] if "Traceback" in str(error) else " ".join(lines)
+    return words if len(words) <= LONGEST else f"{words[:LONGEST]} ..."
 
 
 def _mendable(error: Exception) -> bool:

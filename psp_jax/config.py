@@ -187,7 +187,7 @@ def unknown_field(field: str) -> str:
     known = [name for name, _ in flatten(defaults())]
     section = field.rpartition(".")[0]
     near = [name for name in known if name.rpartition(".")[0] == section] or known
-    return f"Unknown configuration field {field}; known fields: {', '.join(near)}."
+    return f"Unknown configuration field {' '.join(field[:200].split())}; known fields: {', '.join(near)}."
 
 
 def unknown_override(arguments: Iterable[str]) -> str | None:

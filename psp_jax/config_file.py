@@ -27,7 +27,22 @@ def read_config(file: str, overrides: Sequence[str]) -> ConfigDict:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:
         values(arguments)
-    except (AttributeError, KeyError, flags.Error) as error:
-        raise ValueError(f"{file}: {unknown_override(overrides) or last_words(error)}") from error
+    except Exception as error:  # a configuration file is a program
+        raise ValueError(f"{file}: {parse_problem(error, overrides)}") from error
+    check_type(values.config, file)
     check_fields(values.config)
     return values.config
+
+
+def check_type(config: object, file: str) -> None:
+    """Raise ValueError where what a file's get_config() returned is no configuration."""
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"{file}: get_config() must return psp_jax.config.defaults(), changed, not {type(config).__name__}."
+        )
+
+
+def parse_problem(error: Exception, arguments: Sequence[str]) -> str:
+    """Say in one line why a configuration with the flags `arguments` cannot be had."""
+    kind = "" if isinstance(error, flags.Error | OSError | ValueError) else f"{type(error).__name__}: "
+    return unknown_override(arguments) or f"{kind}{last_words(error)}"

@@ -13,8 +13,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from psp_jax import agreement, compile_cache, processes
-from psp_jax.command import last_words, run_command
-from psp_jax.config import unknown_override
+from psp_jax.command import run_command
+from psp_jax.config_file import check_type, parse_problem
 from psp_jax.data.prepared import describe, ensure_prepared
 from psp_jax.data.source import Source, open_source
 from psp_jax.evaluate import evaluate
@@ -62,13 +62,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
             raise ValueError(f"{' and '.join(missing)} must be given; see --help.")
         if len(rest) > 1:
             raise ValueError(f"Unexpected argument {rest[1]}; every option starts with --.")
+        check_type(_CONFIG.value, config_flags.get_config_filename(flags.FLAGS["config"]))
         return rest
-    except (AttributeError, KeyError) as error:
-        if told := unknown_override(argv):
-            raise ValueError(told) from error
-        raise
-    except (flags.Error, OSError) as error:
-        raise ValueError(last_words(error)) from error
+    except Exception as error:  # a configuration file is a program
+        raise ValueError(parse_problem(error, argv)) from error
 
 
 def _sources(config: ConfigDict, hosts: list[str], splits: tuple[str, ...]) -> list[Source]:

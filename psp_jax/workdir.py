@@ -101,8 +101,17 @@ class ModelCard:
                 "format orbax or psp_jax.import_weights wrote."
             )
         record = read_json(path)
-        if record.get("format") != 1:
-            raise ValueError(f"{path} has the format {record.get('format')!r}, this version of psp_jax reads format 1.")
+        if not isinstance(record, dict) or record.get("format") != 1:
+            found = record.get("format") if isinstance(record, dict) else None
+            raise ValueError(f"{path} has the format {found!r}, this version of psp_jax reads format 1.")
+        try:
+            return cls._of(record)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path} is damaged ({problem}); restore it or start in a new workdir.") from None
+
+    @classmethod
+    def _of(cls, record: dict[str, Any]) -> Self:
         window = record.get("window", record["size"])  # runs of version 0.1.0 have none
         return cls(
             model=LATER_FIELDS | record["model"],
@@ -138,7 +147,11 @@ def check_owner(
             raise ValueError(f"{directory} is not empty and holds no run (no config.json); choose a new --workdir.")
         return
     former = read_json(path)
-    if not isinstance(former, dict) or not {"config", "resolved", "classes_digest"} <= set(former):
+    try:
+        parts = {**former["resolved"], **former["config"]["train"], "classes_digest": former["classes_digest"]}
+    except (LookupError, TypeError):
+        parts = {}
+    if "train_images" not in parts:
         raise ValueError(f"{path} is not of a run of psp_jax; choose a new --workdir.")
     if not any((directory / CHECKPOINTS).glob("*")):
         return  # ended before its first checkpoint: nothing to protect
@@ -231,7 +244,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; ValueError names it where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it or start in a new workdir.") from None
 
 

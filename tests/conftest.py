@@ -112,6 +112,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "--config.data.num_workers=1",
         *TINY,
     )
-    done = run_module("psp_jax.main", *flags, "--workdir", base / "w")
+    done = run_module("psp_jax.main", *flags, "--workdir", base / "w", timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return Run(flags, base / "w", done.stdout)

@@ -36,7 +36,7 @@ def test_a_path_is_returned_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
         fetch("b.pth")
 
 
-@pytest.mark.parametrize("digest", [SHA256, SHA256[:8], None])
+@pytest.mark.parametrize("digest", [SHA256, SHA256[:8]])
 def test_downloaded_once(tmp_path: Path, server: Server, digest: str | None) -> None:
     path = fetch(server.url, digest, tmp_path)
     assert path.read_bytes() == Server.content and path.name == "a.zip" and path.is_relative_to(tmp_path)
@@ -46,7 +46,7 @@ def test_downloaded_once(tmp_path: Path, server: Server, digest: str | None) -> 
 
 def test_a_cache_that_has_the_file_is_not_written(tmp_path: Path, server: Server) -> None:
     """It may be read-only, as one that several users share."""
-    path = fetch(server.url, None, tmp_path)
+    path = fetch(server.url, SHA256, tmp_path)
     for file in path.parent.glob("*.lock"):
         file.unlink()
     assert fetch(server.url, None, tmp_path) == path
@@ -55,7 +55,7 @@ def test_a_cache_that_has_the_file_is_not_written(tmp_path: Path, server: Server
 
 def test_the_refusal_of_a_download_tells_what_to_remove(tmp_path: Path, server: Server) -> None:
     server.content = b"<!DOCTYPE html>sign in"
-    path = fetch(address(server, "a.pth"), None, tmp_path)
+    path = fetch(address(server, "a.pth"), hashlib.sha256(server.content).hexdigest(), tmp_path)
     with pytest.raises(ValueError, match=rf"Cannot read {path}: .*; .* remove that file and try again\."):
         read_tensors(path)
     own = tmp_path / "own.pth"
@@ -66,24 +66,24 @@ def test_the_refusal_of_a_download_tells_what_to_remove(tmp_path: Path, server: 
 
 
 def test_every_address_has_its_own_file(tmp_path: Path, server: Server) -> None:
-    one, other = (fetch(address(server, f"{name}/model.safetensors"), None, tmp_path) for name in "ab")
+    one, other = (fetch(address(server, f"{name}/model.safetensors"), SHA256, tmp_path) for name in "ab")
     assert one.name == other.name == "model.safetensors" and one != other
 
 
 def test_names_from_the_web_stay_in_the_cache(tmp_path: Path, server: Server) -> None:
-    path = fetch(address(server, "x/..%2F..%2Fevil%20file.pth?download=1"), None, tmp_path / "cache")
+    path = fetch(address(server, "x/..%2F..%2Fevil%20file.pth?download=1"), SHA256, tmp_path / "cache")
     assert path.name == "evil_file.pth" and path.resolve().is_relative_to(tmp_path / "cache")
-    assert fetch(address(server, "x/..%2f.bashrc"), None, tmp_path / "cache").name == "bashrc"
+    assert fetch(address(server, "x/..%2f.bashrc"), SHA256, tmp_path / "cache").name == "bashrc"
     with pytest.raises(ValueError, match="names no file"):
         fetch(address(server, "x/"), None, tmp_path / "cache")
 
 
 def test_the_cache_of_the_environment(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PSP_JAX_CACHE", str(tmp_path / "elsewhere"))
-    assert fetch(server.url).is_relative_to(tmp_path / "elsewhere" / "weights")
+    assert fetch(server.url, SHA256).is_relative_to(tmp_path / "elsewhere" / "weights")
     monkeypatch.delenv("PSP_JAX_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert fetch(server.url).is_relative_to(tmp_path / ".cache" / "psp_jax" / "weights")
+    assert fetch(server.url, SHA256).is_relative_to(tmp_path / ".cache" / "psp_jax" / "weights")
 
 
 @pytest.mark.parametrize("parts", [True, False])
@@ -111,7 +111,14 @@ def test_the_checksum_in_a_name(tmp_path: Path, server: Server) -> None:
     path.write_bytes(b"damaged later, or put there by hand")
     with pytest.raises(ValueError, match=f"{path} has the SHA-256 .*, not {SHA256[:8]}; remove it and try again"):
         fetch(address(server, f"resnet50-{SHA256[:8]}.pth"), None, tmp_path)
-    assert fetch(address(server, "pspnet-20200615.pth"), None, tmp_path).exists()  # a date
+    with pytest.raises(ValueError, match="Nothing tells what"):
+        fetch(address(server, "pspnet-20200615.pth"), None, tmp_path)  # a date
+
+
+def test_nothing_is_downloaded_without_a_checksum(tmp_path: Path, server: Server) -> None:
+    with pytest.raises(ValueError, match=r"Nothing tells what .*a\.zip should send; give the SHA-256 .* --sha256"):
+        fetch(server.url, None, tmp_path)
+    assert not server.requests and not list(tmp_path.iterdir())
 
 
 def test_two_at_a_time(tmp_path: Path, server: Server) -> None:

@@ -15,11 +15,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     # commands
     (
         *("main", "prepare", "predict", "export", "import_weights", "score", "compare", "ablate"),
-        *("check_data", "new_dataset", "plan", "replay"),
+        *("check_data", "new_dataset", "plan", "replay", "doctor"),
     ),
     ("train", "evaluate"),
     ("loop",),
-    ("api", "validation", "recorder", "ablation", "planning", "bundle"),  # assembled pieces of the rows below
+    ("api", "validation", "recorder", "ablation", "planning", "bundle", "health"),  # assembled pieces of the rows below
     ("sliding", "tiling", "report", "results", "deploy"),
     ("inference", "checkpoint", "precise_bn", "build", "run_record"),
     ("train_step", "class_weights", "goodput", "agreement", "integrity"),

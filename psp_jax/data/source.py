@@ -132,13 +132,47 @@ def read_info(directory: Path) -> tuple[tfds.core.DatasetInfo, dict[str, Any]]:
     for name in ("dataset_info.json", "features.json", METADATA_FILE):
         if not (directory / name).is_file():
             raise ValueError(f"{directory} is prepared only in part, {name} is missing; {_remedy(directory)}")
+    try:
+        info, metadata = _descriptions(directory)
+        shards = [
+            (Path(shard), length)
+            for split in info.splits.values()
+            for shard, length in zip(split.filepaths, split.shard_lengths, strict=True)
+        ]
+    except Exception as error:  # json, protobuf and TFDS raise their own kinds for a damaged file
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ValueError(f"A .json file in {directory} is damaged ({problem}); {_remedy(directory)}") from None
+    for shard, length in shards:
+        problem = _shard_problem(shard, length)
+        if problem:
+            raise ValueError(f"{shard} {problem}; {_remedy(directory)}")
+    return info, metadata
+
+
+def _descriptions(directory: Path) -> tuple[tfds.core.DatasetInfo, dict[str, Any]]:
+    """Return TFDS's info and our metadata; raises anything where they are damaged or do not belong together."""
+    named = _classes_in(json.loads((directory / "features.json").read_text("utf-8")))
+    if foreign := [name for name in named if not name.startswith("tensorflow_datasets.core.")]:
+        raise ValueError(f"features.json names {foreign[0]!r}, which TFDS would import")
     info = tfds.builder_from_directory(directory).info
-    for split in info.splits.values():
-        for shard, length in zip(split.filepaths, split.shard_lengths, strict=True):
-            problem = _shard_problem(Path(shard), length)
-            if problem:
-                raise ValueError(f"{shard} {problem}; {_remedy(directory)}")
-    return info, json.loads((directory / METADATA_FILE).read_text("utf-8"))
+    metadata = json.loads((directory / METADATA_FILE).read_text("utf-8"))
+    if set(info.features) != {"image", "annotation", "id"}:
+        raise ValueError(f"features.json has the features {', '.join(info.features)}")
+    for split in info.splits:
+        if not all(isinstance(side, int) and 0 < side < 2**31 for side in metadata["max_size"][split]):
+            raise ValueError(f"{METADATA_FILE} has no size of {split}")
+    ClassTable.from_dict(metadata["classes"])
+    return info, metadata
+
+
+def _classes_in(value: Any) -> list[str]:
+    """Return the names of classes in what features.json holds, however deep."""
+    if isinstance(value, list):
+        return [name for item in value for name in _classes_in(item)]
+    if not isinstance(value, dict):
+        return []
+    own = [str(item) for key, item in value.items() if key in ("pythonClassName", "python_class_name")]
+    return own + _classes_in(list(value.values()))
 
 
 def _shard_problem(shard: Path, length: int) -> str:

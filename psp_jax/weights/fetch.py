@@ -1,4 +1,4 @@
-"""Weights from the web: downloaded once into a cache directory, and verified whenever a checksum is known."""
+"""Weights from the web: downloaded once into a cache directory, and only with a checksum that verifies them."""
 
 import fcntl
 import hashlib
@@ -30,7 +30,7 @@ def fetch(url_or_path: str, sha256: str | None = None, cache: Path | None = None
 
     Raises:
       FileNotFoundError: no such file, or no network: the sentence says which file to put where.
-      ValueError: another checksum, or an address of another kind.
+      ValueError: another checksum, none for a file that is not in the cache, or an address of another kind.
     """
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", sha256):
         raise ValueError(f"The SHA-256 {sha256!r} is not 8 to 64 hexadecimal digits.")
@@ -48,6 +48,11 @@ def fetch(url_or_path: str, sha256: str | None = None, cache: Path | None = None
     if target.exists():  # a shared cache may be read-only, then no lock can be made
         _verify(target, digest)
         return target
+    if not digest:
+        raise ValueError(
+            f"Nothing tells what {url_or_path} should send; give the SHA-256 that its publisher tells, by "
+            "--config.init.sha256 or --sha256, or download it by other means and give the path of the file."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with _lock(target).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

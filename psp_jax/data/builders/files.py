@@ -14,10 +14,13 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 ID = re.compile(r"\w[\w-]*")  # the id of an image becomes part of file names, so nothing else is one
 CHUNK = 1 << 20  # bytes
+MAX_FILES, MAX_BYTES = 2_000_000, 1 << 28  # of an archive, and of one file in it
+MAX_GROWTH = 200  # times the size of an archive that it may unpack to; label maps, were they plain, grow 120 times
+Entry = TypeVar("Entry", zipfile.ZipInfo, tarfile.TarInfo)
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _DAMAGES = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError),
@@ -71,13 +74,14 @@ class Files:
             elif suffix == ".zip":
                 self._zip = zipfile.ZipFile(path)
                 found = self._zip.namelist()
+                _check_growth(path, len(found), sum(entry.file_size for entry in self._zip.infolist()))
             elif suffix == ".tar":
                 self._bytes = path.open("rb")
                 found = self._scan(self._bytes, None, keep)
             else:
                 self._bytes = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as this object lives
                 with gzip.open(path) as stream:
-                    found = self._scan(stream, self._bytes, keep)  # type: ignore[arg-type]
+                    found = self._scan(_Cautious(stream, path), self._bytes, keep)  # type: ignore[arg-type]
         except _DAMAGES as error:
             raise ValueError(
                 f"{path} ({path.stat().st_size:,} bytes) is truncated or not a {suffix[1:]} file ({error}); "
@@ -110,7 +114,9 @@ class Files:
         self.check([name])
         try:
             if self._zip:
-                return self._zip.read(self._stored[name])
+                entry = self._zip.getinfo(self._stored[name])
+                with self._zip.open(_small(entry, entry.file_size)) as file:
+                    return file.read(entry.file_size)  # `ZipFile.read` unpacks more than the entry declares
             if self._bytes:
                 offset, size = self._places[self._stored[name]]
                 return os.pread(self._bytes.fileno(), size, offset)
@@ -137,6 +143,7 @@ class Files:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 if member.type in _REGULAR and wanted.match(member.name):
+                    _small(member, member.size)
                     self._places[member.name] = (copy.tell() if copy else member.offset_data, member.size)
                     if copy and (file := tar.extractfile(member)):
                         shutil.copyfileobj(file, copy, CHUNK)
@@ -149,6 +156,41 @@ class Files:
         if copy:
             copy.flush()
         return list(self._places)
+
+
+class _Cautious:
+    """The unpacked side of a .tgz as tarfile reads it, with limits: a header may declare itself of any size."""
+
+    def __init__(self, stream: gzip.GzipFile, path: Path) -> None:
+        self._stream, self._path = stream, path
+        self.tell = stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size > CHUNK:
+            raise tarfile.ReadError(f"it has a header of {size:,} bytes")
+        return self._stream.read(self._within(size, self.tell()))
+
+    def seek(self, position: int) -> int:
+        return self._stream.seek(self._within(position, 0))
+
+    def _within(self, size: int, begin: int) -> int:
+        _check_growth(self._path, 0, begin + size)
+        return size
+
+
+def _check_growth(path: Path, files: int, size: int) -> None:
+    """Raise ValueError where an archive holds too many `files`, or unpacks to too many bytes."""
+    if files > MAX_FILES:
+        raise ValueError(f"it holds {files:,} files, more than any data set")
+    if size > MAX_BYTES + MAX_GROWTH * path.stat().st_size:
+        raise ValueError(f"it would unpack to {size:,} bytes, which images and labels do not")
+
+
+def _small(entry: Entry, size: int) -> Entry:
+    """Return an entry of an archive; ValueError where it is too large for an image or a list."""
+    if size > MAX_BYTES:
+        raise ValueError(f"a file of it has {size:,} bytes, more than an image or a list")
+    return entry
 
 
 def locate(folder: Path, part: Part) -> Path | None:

@@ -1,0 +1,88 @@
+"""What a run survives: faults at any moment of it, and damaged inputs, by the long tests of tests/.
+
+    python benchmarks/reliability.py --output benchmarks/results/reliability.json
+
+Runs `pytest -m soak tests/test_soak.py tests/test_fuzz.py`, about an hour on two idle cores, and counts what the tests
+tell: faults put in and survived, steps lost beyond the last save, inputs tried, and those that raised anything but a
+refusal in one sentence. With --minutes it ends earlier. With --log several runs add up, and so do tests that were run
+by hand with PSP_JAX_RELIABILITY_LOG set to that file; --minutes 0 then only counts.
+"""
+
+import argparse
+import collections
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from psp_jax.workdir import versions, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+VARIABLE = "PSP_JAX_RELIABILITY_LOG"  # as in tests/reliability_log.py
+TESTS = ("tests/test_soak.py", "tests/test_fuzz.py")
+
+
+def run_tests(log: Path, minutes: float) -> None:
+    """Run the tests, killed after `minutes`; they add to `log`."""
+    command = [sys.executable, "-m", "pytest", "-m", "soak", "-v", "-p", "no:cacheprovider", *TESTS]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {VARIABLE: str(log.absolute())})
+    try:
+        process.wait(60 * minutes)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums of what the tests told."""
+    faults = [row for row in rows if row["kind"] == "fault" and row.get("came", True)]  # a run may end before one comes
+    inputs = [row for row in rows if row["kind"] == "input"]
+    kinds = collections.Counter(row["signal"] for row in faults)
+    lost = collections.Counter(row["lost"] for row in faults if "lost" in row)
+    outcomes = collections.Counter((row["target"], row["outcome"]) for row in inputs)
+    return {
+        "faults": dict(kinds),
+        "faults_survived": sum(row["survived"] for row in faults),
+        "faults_by_activity": dict(collections.Counter(row["activity"] for row in faults)),
+        "steps_lost_beyond_the_last_save": {str(steps): lost[steps] for steps in sorted(lost)},
+        "runs_finished_after_kills_bit_for_bit_as_undisturbed": sum(row["kind"] == "run" for row in rows),
+        "inputs": len(inputs),
+        "inputs_by_kind": {
+            target: {result: outcomes[target, result] for result in ("read", "refused", "broken")}
+            for target in sorted({row["target"] for row in inputs})
+        },
+        "uncaught_exceptions": sum(row["outcome"] == "broken" for row in inputs),
+    }
+
+
+def main() -> None:
+    """Parse the flags, run, count and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=240, help="after which the tests are ended (240)")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--log", type=Path, help="file that the tests add to, kept (a temporary one)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        log = args.log or Path(folder) / "log.jsonl"
+        log.touch()
+        if args.minutes:
+            run_tests(log, args.minutes)
+        rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    facts = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+    write_json(args.output, facts | count(rows))
+
+
+if __name__ == "__main__":
+    main()
