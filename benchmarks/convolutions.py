@@ -9,8 +9,6 @@ Four lowerings of the same convolution are compared: XLA's own, nine shifted mat
 """
 
 import argparse
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -21,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from benchmarks.record import header
 from psp_jax.models.row_convolution import convolve_rows
-from psp_jax.workdir import versions, write_json
+from psp_jax.workdir import write_json
 
 Array = jax.Array
 
@@ -150,13 +149,10 @@ def main() -> None:
     layers = [layer for layer in LAYERS if not args.layers or layer[0] in args.layers]
     size = args.batch, args.crop, jnp.dtype(args.dtype), args.repeats
     found = [row for layer in layers for row in measure(layer, *size)]
-    record = {"device": jax.devices()[0].device_kind, "date": time.strftime("%Y-%m-%d"), "versions": versions()}
-    record |= {"cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
+    record = header() | {"device": jax.devices()[0].device_kind}
     record |= {"batch": args.batch, "crop": args.crop, "dtype": args.dtype, "rows": found}
     if args.output:
         write_json(args.output, record)
-    else:
-        print(json.dumps(record["versions"]))
 
 
 if __name__ == "__main__":

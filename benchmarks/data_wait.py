@@ -7,11 +7,11 @@ A run is a workdir, of which the training command's own metrics.jsonl is read, o
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-from psp_jax.workdir import read_json, versions, write_json, write_text
+from benchmarks.record import header
+from psp_jax.workdir import read_json, write_json, write_text
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="workdirs or records")
     parser.add_argument("--output", type=Path, help="JSON file to write, and a Markdown table beside it")
     args = parser.parse_args()
-    record = {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "rows": [summary(run) for run in args.runs]}
+    record = header() | {"rows": [summary(run) for run in args.runs]}
+    del record["machine"]["load"]  # of this reading, not of the runs
     print(as_markdown(record))
     if args.output:
         write_json(args.output, record)

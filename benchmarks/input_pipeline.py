@@ -11,7 +11,6 @@ the memory that each worker has for itself.
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -23,12 +22,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from benchmarks.record import header
 from psp_jax.data.decode import decode_annotation, decode_image
 from psp_jax.data.pipeline import train_batches
 from psp_jax.data.prepared import ensure_prepared
 from psp_jax.data.source import Source
 from psp_jax.data.transforms import DEFAULT_SETTINGS, augment
-from psp_jax.workdir import versions, write_json, write_text
+from psp_jax.workdir import write_json, write_text
 
 CROP = (473, 473)
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # of ImageNet, RGB
@@ -191,7 +191,8 @@ def as_markdown(record: dict[str, Any]) -> str:
     for row in record["workers"]:
         memory = ", ".join(f"{size:.0f}" for size in row["megabytes_per_worker"]) or "threads of the main process"
         lines.append(f"| {row['workers']} | {row['images_per_second']:.1f} | {memory} |")
-    lines += ["", f"{record['cores']} cores, load {record['load']:.1f} when it began, {record['date']}.", ""]
+    machine = record["machine"]
+    lines += ["", f"{machine['cores']} cores, load {machine['load']:.1f} when it began, {record['date']}.", ""]
     return "\n".join(lines)
 
 
@@ -206,9 +207,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write, and a Markdown table beside it")
     args = parser.parse_args()
     cv2.setNumThreads(1)  # as in the workers of both
-    load = os.getloadavg()[0]
-    record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "versions": versions() | {"opencv": cv2.__version__}}
-    record |= {"cores": len(os.sched_getaffinity(0)), "load": load, "batch": args.batch, "crop": list(CROP)}
+    record = header() | {"batch": args.batch, "crop": list(CROP)}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "folder"
         record["images"] = write_images(root, args.archive, args.images)

@@ -12,14 +12,14 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from psp_jax.workdir import versions, write_json, write_png, write_text
+from benchmarks.record import header
+from psp_jax.workdir import write_json, write_png, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 INKS = {"float32": (31, 119, 180), "bfloat16": (214, 39, 40)}
@@ -92,8 +92,7 @@ def main() -> None:
         "--output", type=Path, required=True, help="JSON file; a table and a plot are written beside it"
     )
     args, overrides = parser.parse_known_args()
-    record: dict[str, Any] = {"config": args.config, "overrides": overrides, "date": time.strftime("%Y-%m-%d")}
-    record |= {"versions": versions(), "loss": {}, "mean_iou": {}}
+    record = header() | {"config": args.config, "overrides": overrides, "loss": {}, "mean_iou": {}}
     for dtype in INKS:
         workdir = args.workdir / dtype
         train(args.config, workdir, dtype, overrides)

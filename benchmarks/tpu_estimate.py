@@ -7,19 +7,16 @@ It needs libtpu, and minutes of a core for each topology. The step, its compilat
 """
 
 import argparse
-import importlib.metadata
-import shlex
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from benchmarks.record import header
 from psp_jax import plan
 from psp_jax.config_file import read_config
 from psp_jax.planning.summary import CAVEAT, GIB
-from psp_jax.workdir import versions, write_json, write_text
+from psp_jax.workdir import write_json, write_text
 
 
 def estimate(config_path: str, overrides: list[str], topologies: list[str], images: int | None) -> list[dict[str, Any]]:
@@ -59,9 +56,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write, and a Markdown table beside it")
     args, overrides = parser.parse_known_args()
     jax.config.update("jax_platforms", "cpu")  # a TPU or GPU of this machine may be in use
-    rows = estimate(args.config, overrides, args.topology, args.images)
-    record = {"command": shlex.join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "rows": rows}
-    record["versions"] = versions() | {"libtpu": importlib.metadata.version("libtpu")}
+    record = header() | {"rows": estimate(args.config, overrides, args.topology, args.images)}
     print(as_markdown(record))
     if args.output:
         write_json(args.output, record)

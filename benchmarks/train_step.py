@@ -25,13 +25,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.record import header
 from psp_jax import build, parallel
 from psp_jax.config import defaults
 from psp_jax.losses import PLAIN
 from psp_jax.models import build_model
 from psp_jax.models.resnet import BLOCKS
 from psp_jax.train_step import create_state
-from psp_jax.workdir import versions, write_json
+from psp_jax.workdir import write_json
 
 CLASSES = 150
 STEPS = 3  # of a round
@@ -152,7 +153,7 @@ def main() -> None:
             sides.append(torch_side(args.depth, args.batch, args.crop, bfloat16, bfloat16))
     else:
         print("PyTorch is not installed; its side is left out.")
-    load = os.getloadavg()[0]
+    record = header() | {"device": jax.devices()[0].device_kind}
     rows = take_turns(sides, args.batch, args.repeats)
     for row in rows:
         if "flops_per_step" in row:
@@ -162,8 +163,6 @@ def main() -> None:
             f"{row['side']:24} {row['images_per_second']:9.2f} images/s  {row['milliseconds']:9.1f} ms  "
             f"{row['cpu_milliseconds']:9.1f} ms of processor time{mfu}"
         )
-    record = {"device": jax.devices()[0].device_kind, "date": time.strftime("%Y-%m-%d"), "versions": versions()}
-    record |= {"cores": len(os.sched_getaffinity(0)), "load": load, "malloc": os.environ.get("GLIBC_TUNABLES", "")}
     record |= {"depth": args.depth, "batch": args.batch, "crop": args.crop, "matmul_tflops": rate / 1e12, "rows": rows}
     if args.output:
         write_json(args.output, record)
