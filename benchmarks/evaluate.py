@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.record import header
 from psp_jax import parallel
 from psp_jax.config import defaults
 from psp_jax.inference import TILE, make_forward
@@ -29,7 +30,7 @@ from psp_jax.models import build_model
 from psp_jax.protocols import SCALES, Protocol, layout, origins, semseg
 from psp_jax.sliding import SlidingScorer, make_sliding_step
 from psp_jax.train_step import IMAGENET_MEAN, IMAGENET_STD
-from psp_jax.workdir import versions, write_json
+from psp_jax.workdir import write_json
 
 
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
@@ -144,11 +145,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
+    record = header() | {"device": jax.devices()[0].device_kind}
     found = measure(args)
     for side, seconds in found["seconds"].items():
         print(f"{side:16} {seconds:8.3f} s an image")
     print(f"cost outside the network {100 * found['overhead']:.1f} % of {found['windows']} windows")
-    record = {"device": jax.devices()[0].device_kind, "date": time.strftime("%Y-%m-%d"), "versions": versions()}
     options = {name: value for name, value in vars(args).items() if name != "output"}
     if args.output:
         write_json(args.output, record | options | found)

@@ -1,0 +1,42 @@
+"""What every record of a benchmark tells besides its results."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from psp_jax.workdir import environment, versions
+
+PEERS = ("libtpu", "opencv-python-headless", "torch")  # what some of the programs use besides
+
+
+def header() -> dict[str, Any]:
+    """Return command, date, machine (with its load just now), the variables that matter, and versions."""
+    found = versions()
+    for package in PEERS:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    settings = environment() | {name: os.environ[name] for name in ("GLIBC_TUNABLES",) if name in os.environ}
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": {"cpu": _processor(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]},
+        "environment": settings,
+        "versions": found,
+    }
+
+
+def _processor() -> str:
+    """Return the name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
