@@ -193,6 +193,33 @@ def read_config(folder: Path) -> None:
         raise ValueError(f"a.py overrides.json {error}") from error
 
 
+def _state(step: int) -> Any:
+    import jax.numpy as jnp
+
+    from psp_jax.train_step import TrainState
+
+    params, statistics = {"kernel": jnp.full((3, 4), step + 0.1)}, {"mean": jnp.full((4,), 0.2)}
+    return TrainState(jnp.asarray(step, jnp.int32), params, statistics, ({"trace": jnp.full((3, 4), 0.3)}, ()), None)
+
+
+def make_checkpoint(folder: Path) -> list[Path]:
+    from psp_jax.checkpoint import Checkpoints
+
+    if not (folder / "checkpoints").exists():
+        checkpoints = Checkpoints(folder / "checkpoints", keep_latest=1)
+        checkpoints.save(4, _state(4), None, {"interval": []})
+        checkpoints.close()
+    return files_of(folder / "checkpoints", "*")
+
+
+def read_checkpoint(folder: Path) -> None:
+    from psp_jax.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder / "checkpoints", keep_latest=1)
+    checkpoints.restore(4, _state(0))
+    checkpoints.notes(4)
+
+
 TARGETS = {
     "image": Target(make_image, read_image, 4),
     "label": Target(make_label, read_label, 2),
@@ -202,4 +229,5 @@ TARGETS = {
     "weights": Target(make_weights, read_weights, 3),
     "workdir": Target(make_workdir, read_workdir, 2),
     "config": Target(make_config, read_config, 2),
+    "checkpoint": Target(make_checkpoint, read_checkpoint, 2),
 }
