@@ -92,10 +92,10 @@ def program_cost(text: str) -> Cost:
         if kind in _COLLECTIVES and not _carries_on(line, bodies[name]):
             total.add(Cost(traffic={kind: _traffic(kind, operation != kind, shape, line, chips)}))
         if operation == "while":
-            turns, turn = _TRIPS.search(line), Cost()
+            turns, turn = _turns(line, bodies), Cost()
             for part in _called(line, "condition|body"):
                 turn.add(of(part))
-            total.add(turn, int(turns[1]) if turns else 1)
+            total.add(turn, turns or 1)
             total.loops += [] if turns else [turn.cycles]
         elif operation == "conditional":
             branches = _called(line, "true_computation|false_computation|branch_computations")
@@ -126,6 +126,22 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     if not entry:
         raise ValueError("This is no text of a compiled program: it has no ENTRY computation.")
     return bodies, entry
+
+
+def _turns(line: str, bodies: dict[str, list[str]]) -> int:
+    """Return how many turns a while loop takes, 0 where that is not known.
+
+    Where the compiler does not say so, as the one for TPUs often does not, a loop that `lax.scan` made counts from 0,
+    by 1, to a constant that its condition holds.
+    """
+    if told := _TRIPS.search(line):
+        return int(told[1])
+    lines = bodies[_called(line, "condition")[0]]
+    for test in lines:
+        if found := re.search(r"ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT", test):
+            constants = (re.search(rf"%?{re.escape(found[1])} = s32\S* constant\((\d+)\)", entry) for entry in lines)
+            return next((int(constant[1]) for constant in constants if constant), 0)
+    return 0
 
 
 def _called(line: str, attributes: str) -> list[str]:
