@@ -17,8 +17,8 @@ Array = jax.Array
 # Logits [B, H, C, width] and their labels [B, H, width] to [B, H].
 Sums = Callable[[Array, Array], Array]
 
-# Of a block: a multiple of the lanes of a TPU's register. Classes lie in the sublanes, where 150 need little padding.
-_COLUMNS = 256
+# Of a block: the lanes of a TPU's register. Classes lie in the sublanes, where 150 need little padding.
+_COLUMNS = 128
 
 
 def row_sums(
