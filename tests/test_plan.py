@@ -271,12 +271,12 @@ def test_a_pod_that_is_not_there(tmp_path: Path) -> None:
     (found,) = json.loads((tmp_path / "out" / "plan.json").read_text())["rows"]
     assert (found["chips"], found["steps"], found["fits"]) == (4, 505_200, True)
     memory = found["memory"]
-    assert memory["averaged parameters"] == memory["parameters"]
-    assert memory["parameters"] / 4 < memory["optimizer state"] < memory["parameters"] / 3  # each chip holds a quarter
+    # Each chip holds the same share of all three, and the number of updates with the optimizer.
+    assert memory["averaged parameters"] == memory["parameters"] == memory["optimizer state"] - 4
     assert memory["batch"] == 41 * 41 * 4
     assert found["cycles"] == program_cost((tmp_path / "step.txt").read_text()).cycles > 100_000
     # The gradients, in bfloat16 or more, are summed over the chips.
-    assert found["collectives"]["all-reduce"]["bytes"] >= memory["parameters"] / 2
+    assert found["collectives"]["all-reduce"]["bytes"] >= 4 * memory["parameters"] / 2
     assert found["price"] == pytest.approx(2 * 4 * 505_200 * found["cycles"] / 1.5e9 / 3600)
     assert found["evaluation"]["images_per_second"] > 0
     assert not (tmp_path / "out" / "plan.png").exists()
