@@ -30,7 +30,8 @@ def array_sums(tree: Any) -> list[int]:
 
     It is the sum of the elements' bits, each times an odd number of its place, modulo 2^32.
     """
-    return sorted(int(x) for x in jax.device_get([_sum(x) for x in jax.tree.leaves(tree)]))
+    # One after another: CPU devices that share an array out wait for each other for ever where many programs are begun.
+    return sorted(int(_sum(x)) for x in jax.tree.leaves(tree))
 
 
 @jax.jit  # of one array: the momentum has the shapes of the parameters

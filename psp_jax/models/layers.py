@@ -64,8 +64,9 @@ class BatchNorm(nn.Module):
             y = (x.astype(jnp.float32) - running_mean.value) * (scale * lax.rsqrt(running_var.value + self.epsilon))
             y = (y + bias).astype(self.dtype)
             return nn.relu(y) if self.relu else y
-        known = None if isinstance(valid, Array) else valid
-        options = _Normalisation(self.epsilon, self.relu, groups, known, self.dtype)
+        if isinstance(valid, Array):
+            raise TypeError("When training, the real size of maps is one pair, known while tracing.")
+        options = _Normalisation(self.epsilon, self.relu, groups, valid, self.dtype)
         y, mean, var = _normalise(options, x, scale, bias)
         if not self.is_initializing():
             count = options.count(x)
@@ -159,6 +160,8 @@ class Conv(nn.Module):
         to its size. Resizing and convolving are linear: the kernel is applied to the few cells of a coarse map, and
         what each of its taps gives is interpolated where the tap reads, which takes next to no multiplications.
         """
+        if coarse and (self.stride, self.dilation) != (1, 1):
+            raise ValueError(f"Coarse maps need stride and dilation 1, not {self.stride} and {self.dilation}.")
         channels = [x.shape[-1], *(cells.shape[-1] for cells, _ in coarse)]
         kernels = jnp.split(self.kernel(sum(channels)), np.cumsum(channels)[:-1], axis=2)
         y = self.convolve(x, kernels[0])
@@ -223,12 +226,10 @@ class ConvBN(nn.Module):
         """
         if self.kernel > 1:
             x = zero_beyond(x, valid)
-        conv = Conv(
-            self.features, self.kernel, self.stride, self.dilation, self.kernel_init, dtype=self.dtype, name="conv"
-        )
-        x = conv(x, coarse)
-        norm = BatchNorm(relu=self.relu, dtype=self.dtype, name="bn")
-        return norm(x, train, unless_whole(strided(valid, self.stride), x))  # type: ignore[no-any-return]
+        shape = self.features, self.kernel, self.stride, self.dilation
+        x = Conv(*shape, self.kernel_init, self.dtype, name="conv")(x, coarse)
+        after = unless_whole(strided(valid, self.stride), x)
+        return BatchNorm(relu=self.relu, dtype=self.dtype, name="bn")(x, train, after)  # type: ignore[no-any-return]
 
 
 def max_pool(x: Array, train: bool) -> Array:
