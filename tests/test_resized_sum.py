@@ -47,7 +47,7 @@ def test_all_void() -> None:
 
 
 def test_the_scores_are_never_stored_at_full_size() -> None:
-    """Of 64 x 1024 pixels and 50 classes they are 13.1 MB; blocks, and four arrays of their own width, are 1.6 MB each."""
+    """Of 64 x 1024 pixels and 50 classes they are 13.1 MB; a block, or an array of their own width, is 1.6 MB."""
     scores, label = jnp.ones((1, 8, 128, 50)), jnp.zeros((1, 64, 1024), jnp.int32)
     matrices = resize_matrices((8, 128), (64, 1024), None, True)
     compiled = jax.jit(jax.grad(lambda x: resized_cross_entropy(x, label, 255, matrices))).lower(scores).compile()
