@@ -127,10 +127,9 @@ def make_train_step(
     The batch is global: {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. Dropout is a function of `dropout_seed` and
     the step. Batch norm takes its statistics over `bn_groups` equal parts of the batch. `by_rows` lowers convolutions
     as `psp_jax.models.row_convolution` does. With `split` the rows of every image are spread over devices. `gather`
-    makes the copies of the parameters to compute with, `spread` places gradients as the parameters are. Metrics are
-    scalars: loss and the parts that `segmentation_loss` names, grad_norm, and state_norm of the new parameters,
-    statistics and running mean, whose decay is `ema_decay`; `skipped` is 1 where one is not finite and the step changes
-    its number alone, else 0.
+    makes the parameters to compute with, `spread` places gradients as the parameters are. Metrics are scalars: loss and
+    the parts that `segmentation_loss` names, grad_norm, state_norm of the new parameters, statistics and running mean
+    (decay `ema_decay`); `skipped` is 1 where one is not finite and the step changes its number alone, else 0.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
