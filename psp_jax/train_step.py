@@ -122,9 +122,9 @@ def make_train_step(
     gather: Callable[[Any], Any] = lambda tree: tree,
     spread: Callable[[Any], Any] = lambda tree: tree,
 ) -> StepFunction:
-    """Return the pure function (state, batch) -> (state, metrics) of one optimizer step.
+    """Return the pure function (state, global batch) -> (state, metrics) of one optimizer step.
 
-    The batch is global: {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. Dropout is a function of `dropout_seed` and
+    A batch is {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. Dropout is a function of `dropout_seed` and
     the step. Batch norm takes its statistics over `bn_groups` equal parts of the batch. `by_rows` lowers convolutions
     as `psp_jax.models.row_convolution` does. With `split` the rows of every image are spread over devices. `gather`
     makes the parameters to compute with, `spread` places gradients as the parameters are. Metrics are scalars: loss and
@@ -139,13 +139,12 @@ def make_train_step(
         if split is not None:
             image, label = split.extend(image, 0), split.extend(label, ignore_label)
             valid = (rows, label.shape[2])
-        dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
+        rngs = {"dropout": jax.random.fold_in(jax.random.key(dropout_seed), state.step)}
 
         def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
             variables = {"params": gather(params), "batch_stats": state.batch_stats}
-            options: dict[str, Any] = {"mutable": ["batch_stats"], "rngs": {"dropout": dropout_key}}
             with nn.intercept_methods(functools.partial(_as_trained, bn_groups, by_rows and len(image), split)):
-                outputs, updates = model.apply(variables, image, train=True, valid=valid, **options)
+                outputs, updates = model.apply(variables, image, True, valid, mutable=["batch_stats"], rngs=rngs)
             loss, parts = segmentation_loss(
                 outputs,
                 label,
@@ -155,7 +154,7 @@ def make_train_step(
                 align_corners=align_corners,
                 ignore_label=ignore_label,
                 rows=rows,
-                constrain=lambda x: x if split is None else split.constrain(x),
+                constrain=split.constrain if split is not None else lambda x: x,
             )
             return loss, (parts, updates["batch_stats"])
 
