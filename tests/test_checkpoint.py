@@ -16,7 +16,7 @@ from psp_jax.train_step import TrainState
 
 
 def state(step: int, devices: int = 1, averaged: bool = False) -> TrainState:
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    mesh = Mesh(np.array(jax.local_devices()[:devices]), ("data",))
     values = TrainState(
         jnp.asarray(step, jnp.int32),
         {"backbone": {"kernel": jnp.full((3, 4), step + 0.1)}},

@@ -23,13 +23,14 @@ import sys
 from pathlib import Path
 import jax
 from test_checkpoint import state
-from psp_jax import checkpoint, processes
+from psp_jax import checkpoint, parallel, processes
 
 processes.initialize(sys.argv[1], 2, int(sys.argv[2]))
 checkpoints, sums = checkpoint.Checkpoints(Path(sys.argv[3]), keep_latest=1), checkpoint.array_sums
 for step, changed in ((1, False), (2, True), (2, False)):
     checkpoint.array_sums = (lambda tree: [1]) if changed else sums
-    checkpoints.save(step, state(step, jax.device_count()), None)
+    on_both = parallel.to_replicated(jax.device_get(state(step)), parallel.make_mesh())
+    checkpoints.save(step, on_both, None)
     if changed:
         checkpoints._settle()
         print(checkpoints.latest_step(), sorted(path.name for path in Path(sys.argv[3]).iterdir()))
