@@ -9,6 +9,7 @@ A checkpoint gets its name, and older ones are deleted for it, when all of it wa
 memory; see `integrity`.
 """
 
+import itertools
 import logging
 import shutil
 import sys
@@ -23,14 +24,24 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from psp_jax import processes
 from psp_jax.atomic import remedy
-from psp_jax.integrity import CHECKSUMS, array_sums, damage, seal
+from psp_jax.integrity import (
+    CHECKSUMS,
+    REPLACED,
+    array_sums,
+    bring_back,
+    damage,
+    move_damaged,
+    seal,
+    set_aside,
+    steps_in,
+)
 from psp_jax.train_step import TrainState
 from psp_jax.workdir import read_json
 
 VARIABLES = "variables"
 TRAINED = "trained"
 NOTES = "notes"
-_REPLACED = "replaced-"
+_numbers = itertools.count()  # of the saves of a process; all processes of a run save in the same order
 # What fails in Orbax's threads comes from it as an error, told in a sentence; its log would print pages of stacks.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
 
@@ -65,17 +76,21 @@ class Checkpoints:
             # What a killed process left half written; a reader must not take it from a run that is still writing.
             cleanup_tmp_directories=bool(keep_latest),
             # Orbax calls it on the first process when all files are written, before the checkpoint gets its name.
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._verify),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._verify, barrier_sync_fn=self._meet),
             lightweight_initialize=not keep_latest,  # a damaged file of scores must not stop a reader
         )
         self.say: Callable[[str], None] = _to_stderr
         self._directory, self._writes = directory.absolute(), bool(keep_latest)
         self._saving: tuple[int, dict[str, list[int]], float] | None = None
         self._lost: OSError | None = None  # why the last save failed, if it did
+        self._number, self._wrong = 0, ""  # of the save that is under way; what is wrong with it
+        self._barrier = ocp.multihost.get_barrier_sync_fn()
         if self._writes:
             if processes.is_primary():
-                self._bring_back()
-                self._set_aside()
+                bring_back(self._directory, self.say)
+                whole = set_aside(self._directory, self.say)
+                if whole is not None:
+                    self._tell_of_old(whole)
             processes.wait_for_all(f"checkpoints/{directory}")
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -97,6 +112,7 @@ class Checkpoints:
         items[NOTES] = ocp.args.JsonSave(dict(notes or {}))
         known = metrics if metrics and metrics["mean_iou"] is not None else None
         self._saving = step, {name: array_sums(item) for name, item in tree.items()}, time.monotonic()
+        self._number, self._wrong = next(_numbers), ""
         try:
             if self._manager.save(step, args=ocp.args.Composite(**items), metrics=known):
                 return
@@ -109,13 +125,13 @@ class Checkpoints:
         """Step of the newest complete checkpoint, if there is one."""
         if self._writes:
             return self._manager.latest_step()
-        return self._first_whole(_steps(self._directory))
+        return self._first_whole(steps_in(self._directory))
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the highest mean IoU, if one was saved with a validation."""
         if self._writes:
             return self._manager.best_step()
-        scores = {step: _score(self._directory / str(step)) for step in _steps(self._directory)}
+        scores = {step: _score(self._directory / str(step)) for step in steps_in(self._directory)}
         return self._first_whole(sorted((s for s in scores if scores[s] >= 0), key=scores.__getitem__, reverse=True))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -149,7 +165,7 @@ class Checkpoints:
     def make_way(self, step: int) -> None:
         """Let the step of a checkpoint be saved anew; it is back unless what is saved is whole."""
         if processes.is_primary():
-            (self._directory / str(step)).rename(self._directory / f"{_REPLACED}{step}")
+            (self._directory / str(step)).rename(self._directory / f"{REPLACED}{step}")
         processes.wait_for_all(f"make_way/{self._directory}/{step}")
         self._manager.reload()
 
@@ -172,9 +188,33 @@ class Checkpoints:
         assert self._saving is not None
         step, sums, began = self._saving
         (folder,) = self._unfinished(step)
-        seal(folder, sums)
+        try:
+            seal(folder, sums)
+        except Exception as error:
+            if jax.process_count() == 1:
+                raise
+            self._wrong = remedy(error)  # raised here, the other processes would wait for this one in vain: see `_meet`
+            return
         seconds = time.monotonic() - began
         self.say(f"checkpoint of step {step} written and read back in {seconds:.1f} s: {self._directory / str(step)}")
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Wait for the other processes in Orbax's thread; raise on all of them what is wrong with the checkpoint.
+
+        By the second time a damaged one has its name: it loses it here, before Orbax deletes others for it.
+        """
+        if "async_commit_complete" not in key:
+            self._barrier(key=key, timeout_ms=timeout_ms)
+            return
+        verdict = f"checkpoint/{self._number}"
+        if processes.is_primary():
+            if self._wrong and self._saving is not None:
+                move_damaged(self._directory, self._saving[0])
+                bring_back(self._directory, self.say)
+            processes.tell(verdict, self._wrong)
+        self._barrier(key=key, timeout_ms=timeout_ms)
+        if wrong := processes.hear(verdict, timeout_ms / 1000):
+            raise ValueError(wrong)
 
     def _settle(self) -> None:
         """Wait for the save that is under way."""
@@ -187,7 +227,7 @@ class Checkpoints:
             return
         self._saving = self._lost = None
         if processes.is_primary():
-            self._bring_back()
+            bring_back(self._directory, self.say)
 
     def _failed(self, error: Exception) -> None:
         """Tell of a save that failed and free its space; OSError where the one before has failed too."""
@@ -196,7 +236,7 @@ class Checkpoints:
         if processes.is_primary():
             for folder in self._unfinished(step):
                 shutil.rmtree(folder, ignore_errors=True)
-            self._bring_back()
+            bring_back(self._directory, self.say)
         self._manager.reload()  # what it would have deleted is still there
         latest = self._manager.latest_step()
         words = f"The checkpoint of step {step} could not be saved in {self._directory} ({remedy(error)})"
@@ -206,42 +246,15 @@ class Checkpoints:
             self._lost = None  # told by now
             raise lost from error
         self._lost = lost
-        self.say(f"{words}; the next one is tried, and if that fails too the run ends.")
-
-    def _bring_back(self) -> None:
-        """Give checkpoints that made way their names again; where there is a new one, which is whole, delete them."""
-        for path in list(self._directory.glob(f"{_REPLACED}*")):
-            former = self._directory / path.name.removeprefix(_REPLACED)
-            if former.exists():
-                shutil.rmtree(path)
-            else:
-                path.rename(former)
+        line = f"{words}; the next one is tried, and if that fails too the run ends."
+        if processes.is_primary():
+            self.say(line)
+        else:
+            _to_stderr(f"process {jax.process_index()}: {line}")
 
     def _unfinished(self, step: int) -> list[Path]:
         """Return the folder that Orbax writes the checkpoint of `step` into, before it gets its name."""
         return list(self._directory.glob(f"{step}.orbax-checkpoint-tmp*"))
-
-    def _set_aside(self) -> None:
-        """Rename what is damaged, so that neither Orbax nor a step that is saved anew comes across it."""
-        whole, wrong = None, dict[int, str]()
-        for step in _steps(self._directory):
-            if found := damage(self._directory / str(step), thorough=whole is None):
-                wrong[step] = found
-            elif whole is None:
-                whole = step
-        if wrong and whole is None:
-            found = "; ".join(f"{step}: {words}" for step, words in wrong.items())
-            raise ValueError(
-                f"Every checkpoint in {self._directory} is damaged ({found}); restore one of them from a copy, or "
-                "choose a new --workdir."
-            )
-        for step, words in wrong.items():
-            aside = self._directory / f"damaged-{step}"
-            shutil.rmtree(aside, ignore_errors=True)
-            (self._directory / str(step)).rename(aside)
-            self.say(f"The checkpoint of step {step} is damaged ({words}) and set aside: {aside}")
-        if whole is not None:
-            self._tell_of_old(whole)
 
     def _first_whole(self, steps: Iterable[int]) -> int | None:
         for step in steps:
@@ -258,12 +271,6 @@ class Checkpoints:
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _steps(directory: Path) -> list[int]:
-    """Return the steps that something in `directory` is named after, the newest first."""
-    names = [path.name for path in directory.iterdir()] if directory.exists() else []
-    return sorted((int(name) for name in names if name.isdecimal() and str(int(name)) == name), reverse=True)
 
 
 def _score(directory: Path) -> float:

@@ -2,13 +2,15 @@
 
 Orbax checks no array that it reads: a bit that flips on the disk comes back as another parameter, without an error
 (tensorstore's OCDBT has checksums of its indices alone). A number of each array, taken where it lives before it is
-saved, is compared with that of what was written, and the checksum of each file is kept beside it.
+saved, is compared with that of what was written, and the checksum of each file is kept beside it. What is damaged
+is set aside.
 """
 
 import json
 import os
+import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import tensorstore
 from psp_jax.workdir import read_json
 
 CHECKSUMS = "checksums.json"
+REPLACED = "replaced-"  # and the step, of a checkpoint that makes way for another of its step
 _SMALL = 65536  # bytes of files that are read in any case, those of the scores among them
 _BLOCK = 1 << 24
 Array = jax.Array
@@ -123,3 +126,59 @@ def _checksum(path: Path) -> int:
         while block := file.read(_BLOCK):
             value = zlib.crc32(block, value)
     return value
+
+
+def steps_in(directory: Path) -> list[int]:
+    """Return the steps that something in `directory` is named after, the newest first."""
+    names = [path.name for path in directory.iterdir()] if directory.exists() else []
+    return sorted((int(name) for name in names if name.isdecimal() and str(int(name)) == name), reverse=True)
+
+
+def move_damaged(directory: Path, step: int) -> Path:
+    """Rename the checkpoint of `step` in `directory`, over one that had that name, and return where it is."""
+    aside = directory / f"damaged-{step}"
+    shutil.rmtree(aside, ignore_errors=True)
+    (directory / str(step)).rename(aside)
+    return aside
+
+
+def bring_back(directory: Path, say: Callable[[str], None]) -> None:
+    """Give checkpoints that made way their names again; where there is a new one, and it is whole, delete them."""
+    for path in list(directory.glob(f"{REPLACED}*")):
+        former = directory / path.name.removeprefix(REPLACED)
+        if former.exists():
+            if not (words := damage(former)):
+                shutil.rmtree(path)
+                continue
+            say(_aside(former.name, words, move_damaged(directory, int(former.name))))
+        path.rename(former)
+
+
+def set_aside(directory: Path, say: Callable[[str], None]) -> int | None:
+    """Rename what is damaged, so that neither Orbax nor a step that is saved anew comes across it.
+
+    Returns:
+      The step of the newest that is whole, if there are checkpoints.
+
+    Raises:
+      ValueError: there are, and every one is damaged.
+    """
+    whole, wrong = None, dict[int, str]()
+    for step in steps_in(directory):
+        if found := damage(directory / str(step), thorough=whole is None):
+            wrong[step] = found
+        elif whole is None:
+            whole = step
+    if wrong and whole is None:
+        found = "; ".join(f"{step}: {words}" for step, words in wrong.items())
+        raise ValueError(
+            f"Every checkpoint in {directory} is damaged ({found}); restore one of them from a copy, or "
+            "choose a new --workdir."
+        )
+    for step, words in wrong.items():
+        say(_aside(str(step), words, move_damaged(directory, step)))
+    return whole
+
+
+def _aside(step: str, words: str, aside: Path) -> str:
+    return f"The checkpoint of step {step} is damaged ({words}) and set aside: {aside}"

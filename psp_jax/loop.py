@@ -59,11 +59,18 @@ class Run:
           TrainingDiverged: always.
         """
         images = self.recorder.images
-        folder = write_bundle(self.directory, self.config, self.source, done, state, images)
+        try:
+            with self.recorder.walltime.during("checkpoint"):
+                folder = write_bundle(self.directory, self.config, self.source, done, state, images)
+            kept = (
+                f"is in {folder}, and python -m psp_jax.replay --bundle {folder} tells what of it is not finite first"
+            )
+        except OSError as error:  # must not hide why the run ends
+            kept = f"could not be kept: {str(error).rstrip('.')}"
         raise TrainingDiverged(
             f"Steps {done - self.recorder.row + 1} to {done} were not finite, the last with the images {some(images)}; "
             "look at these, or lower optimizer.base_lr. The checkpoints are kept; what the last of these steps began "
-            f"with is in {folder}, and python -m psp_jax.replay --bundle {folder} tells what of it is not finite first."
+            f"with {kept}."
         )
 
     def finish(self, done: int, state: TrainState, validate: bool, saved: bool = False) -> TrainState:

@@ -63,8 +63,10 @@ class Progress:
             return
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "validation.jsonl", "skipped.jsonl"):
+            _cut_log(folder / name, start_step)
         self._metrics, self._validations = (
-            _open_log(folder / name, start_step) for name in ("metrics.jsonl", "validation.jsonl")
+            (folder / name).open("a", encoding="utf-8") for name in ("metrics.jsonl", "validation.jsonl")
         )
         if tensorboard:
             from tensorboardX import SummaryWriter  # takes most of a second to import
@@ -214,8 +216,8 @@ def track(
         _print(f"{description}: {done}/{total} in {time.monotonic() - begin:.1f} s", bars)
 
 
-def _open_log(path: Path, last_step: int) -> TextIO:
-    """Open a log to append to, after dropping what is later than `last_step`, and the half line of a kill."""
+def _cut_log(path: Path, last_step: int) -> None:
+    """Drop what is later than `last_step` from a log, and the half line of a kill."""
     if path.exists():
         text = path.read_text(encoding="utf-8", errors="replace")
         kept = "".join(
@@ -224,7 +226,6 @@ def _open_log(path: Path, last_step: int) -> TextIO:
         if kept != text:
             with replacing(path) as partial:
                 partial.write_text(kept, encoding="utf-8")
-    return path.open("a", encoding="utf-8")
 
 
 def _step_of(line: str) -> int | None:

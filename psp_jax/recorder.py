@@ -89,7 +89,8 @@ class Recorder:
             names = [name for name in values if name != "skipped"]
             means = {name: float(np.mean([v[name] for v in taken])) if taken else float("nan") for name in names}
             means["skipped"] = float(len(self.interval) - len(taken))
-            rate = {"learning_rate": float(self._schedule(step - 1 - self.skipped))}
+            # The one that this step was taken with: of the skipped steps those before it count.
+            rate = {"learning_rate": float(self._schedule(step - 1 - self.skipped + int(values["skipped"])))}
             self._progress.log(step, means | rate | self.walltime.take() | self._once)
             self.interval, self._once = [], {}
 

@@ -50,10 +50,12 @@ def test_resume_drops_later_steps_and_the_half_line_of_a_kill(tmp_path):
             log.log(step, {"loss": float(step)})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 50, "lo')
+    (tmp_path / "skipped.jsonl").write_text('{"step": 19}\n{"step": 21}\n')
     with open_progress(tmp_path, start_step=20) as log:
         log.log(30, {"loss": -1.0})
     assert read(tmp_path) == [{"step": 10, "loss": 10.0}, {"step": 20, "loss": 20.0}, {"step": 30, "loss": -1.0}]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "validation.jsonl"]
+    assert read(tmp_path, "skipped.jsonl") == [{"step": 19}]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "skipped.jsonl", "validation.jsonl"]
 
 
 def test_validations_have_a_log_of_their_own_that_resumes_alike(tmp_path):
