@@ -92,6 +92,28 @@ def test_images_of_an_archive_are_repeated(tmp_path: Path) -> None:
     assert cv2.imread(str(written[0])).shape == (512, 683, 3)
 
 
+class Counting:
+    """A source of plain images that counts how many are taken."""
+
+    max_size, taken = (8, 8), 0
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        self.taken += 1
+        return {"image": np.zeros((8, 8, 3), np.uint8), "label": np.zeros((8, 8), np.uint8), "id": str(index)}
+
+
+def test_nothing_of_ours_is_read_ahead_in_the_turn_of_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, seen = Counting(), []
+    monkeypatch.setattr(input_pipeline, "CROP", (8, 8))
+    monkeypatch.setattr(input_pipeline, "chain_batch", lambda *_: seen.append(source.taken))
+    found = input_pipeline.measure_sides(source, [], batch=2, rounds=2)
+    assert seen == [8] * 4 + [16] * 4 + [24] * 4  # a turn is four batches of two
+    assert len(found["rounds"]["psp_jax"]) == 2
+
+
 def test_sides_take_turns() -> None:
     calls: list[str] = []
     sides = [Side(name, lambda name=name: calls.append(name), lambda _: None, lambda: {"fact": 1}) for name in "ab"]
