@@ -1,6 +1,7 @@
 """What the benchmarks compare computes the same, and their tables tell what their records hold."""
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -135,6 +136,23 @@ def test_the_wait_for_data_is_weighed_by_time(tmp_path: Path) -> None:
     assert (found["steps"], found["intervals"], found["worst"]) == (20, 2, 0.5)
     with pytest.raises(FileNotFoundError, match="train first"):
         data_wait.summary(tmp_path / "none")
+
+
+def test_a_wait_has_date_and_versions_of_its_run(tmp_path: Path) -> None:
+    row = {"step": 10, "images_per_second": 2.0, "data_wait": 0.1}
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart/metrics.jsonl").write_text(json.dumps(row))
+    (tmp_path / "quickstart/config.json").write_text(
+        '{"resolved": {"device_kind": "TPU v9"}, "versions": {"jax": "0"}}'
+    )
+    os.utime(tmp_path / "quickstart/metrics.jsonl", (10**9, 10**9))
+    found = data_wait.provenance(tmp_path / "quickstart")
+    assert found == {"date": "2001-09-09", "device": "TPU v9", "versions": {"jax": "0"}}
+    rows = [data_wait.summary(tmp_path / "quickstart") | found]
+    (tmp_path / "data_wait_cpu.json").write_text(json.dumps({"command": "python", "rows": rows}))
+    assert "| waiting for data, quickstart | 10.00 % |  |  | TPU v9 | 2001-09-09 |" in speed_table(tmp_path)
+    jobs_here = {job.name: job for job in jobs(Machine("cpu", {"libtpu"}), tmp_path)}
+    assert "is there already" in jobs_here["quickstart"].left_out
 
 
 def test_estimates_of_a_plan_become_a_table() -> None:
