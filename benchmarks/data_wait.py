@@ -3,14 +3,17 @@
     python benchmarks/data_wait.py runs/quickstart runs/camvid --output benchmarks/results/data_wait.json
 
 A run is a workdir, of which the training command's own metrics.jsonl is read, or a record in results/ of a former one.
+Date, versions and device (of a record: its machine) are those of the run, not of the reading.
 """
 
 import argparse
 import json
+import shlex
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import header
 from psp_jax.workdir import read_json, write_json, write_text
 
 
@@ -41,12 +44,22 @@ def summary(run: Path) -> dict[str, Any]:
     return found | {"images_per_second": len(rows) / sum(seconds), "worst": max(row["data_wait"] for row in rows)}
 
 
+def provenance(run: Path) -> dict[str, Any]:
+    """Return when, by what versions and on what a run was made; the date of a workdir is that of its last metrics."""
+    if run.is_file():
+        record = read_json(run)
+        return {key: record[key] for key in ("date", "machine", "versions")}
+    config = read_json(run / "config.json")
+    date = time.strftime("%Y-%m-%d", time.localtime((run / "metrics.jsonl").stat().st_mtime))
+    return {"date": date, "device": config["resolved"]["device_kind"], "versions": config["versions"]}
+
+
 def as_markdown(record: dict[str, Any]) -> str:
     """Return the record as a table."""
-    lines = ["| run | steps | images/s | waiting for data | worst interval |", "|---|---|---|---|---|"]
+    lines = ["| run | date | steps | images/s | waiting for data | worst interval |", "|---|---|---|---|---|---|"]
     for row in record["rows"]:
         shares = f"{100 * row['data_wait']:.2f} % | {100 * row['worst']:.2f} %"
-        lines.append(f"| {row['run']} | {row['steps']} | {row['images_per_second']:.1f} | {shares} |")
+        lines.append(f"| {row['run']} | {row['date']} | {row['steps']} | {row['images_per_second']:.1f} | {shares} |")
     return "\n".join([*lines, ""])
 
 
@@ -56,8 +69,8 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="workdirs or records")
     parser.add_argument("--output", type=Path, help="JSON file to write, and a Markdown table beside it")
     args = parser.parse_args()
-    record = header() | {"rows": [summary(run) for run in args.runs]}
-    del record["machine"]["load"]  # of this reading, not of the runs
+    rows = [summary(run) | provenance(run) for run in args.runs]
+    record = {"command": shlex.join(["python", *sys.argv]), "rows": rows}
     print(as_markdown(record))
     if args.output:
         write_json(args.output, record)

@@ -5,9 +5,10 @@
 Both sides take turns in this one process, from the same images: ours from prepared records (ArrayRecord) to batches, by
 the function that training calls; the chain from files, as util/dataset.py and util/transform.py of hszhao/semseg do it
 with OpenCV and float32: resize the whole image, rotate it, blur, mirror, pad, crop, normalise, stack. Images per second
-and core are per second of processor time, so that other programs of the machine count little. Without an archive the
-images are made up, of ADE20K's usual size. Then the pipeline with worker processes: images per second of wall time, and
-the memory that each worker has for itself.
+and core are per second of processor time of all threads, so that other programs of the machine count little; a turn of
+ours begins with nothing read ahead and ends with its threads. Without an archive the images are made up, of ADE20K's
+usual size. Then the pipeline with worker processes: images per second of wall time, and the memory that each worker has
+for itself.
 """
 
 import argparse
@@ -113,44 +114,54 @@ def measure_sides(source: Source, files: list[tuple[str, str]], batch: int, roun
     """Return the images per second of processor time of both sides, medians over rounds of four batches each."""
     rng, times = np.random.default_rng(0), {"psp_jax": [], "semseg chain": []}  # type: dict[str, list[float]]
     steps = 4
-    batches = train_batches(source, crop_size=CROP, batch_size=batch, seed=0, num_steps=steps * (rounds + 1))
 
-    def ours() -> None:
-        for _ in range(steps):
-            next(batches)
+    def ours(turn: int) -> None:
+        places = {"start_step": turn * steps, "num_steps": steps}
+        batches = train_batches(source, crop_size=CROP, batch_size=batch, seed=0, **places)
+        for _ in batches:  # to the end, so that no thread of it works on in the other's turn
+            pass
+        batches.close()
 
-    def theirs() -> None:
+    def theirs(turn: int) -> None:
         for _ in range(steps):
             chain_batch(rng, files, batch)
 
     for turn in range(rounds + 1):  # the first one warms up
         for side, work in (("psp_jax", ours), ("semseg chain", theirs)):
-            seconds = cpu_seconds(work)
+            seconds = cpu_seconds(lambda work=work, turn=turn: work(turn))
             if turn:
                 times[side].append(steps * batch / seconds)
-    batches.close()
     found: dict[str, Any] = {side: statistics.median(rates) for side, rates in times.items()}
     return {"images_per_core_second": found, "rounds": times, "ratio": found["psp_jax"] / found["semseg chain"]}
 
 
-def measure_parts(source: Source, repeats: int) -> dict[str, float]:
-    """Return the milliseconds of processor time an image that each part of ours takes."""
+def measure_parts(source: Source, batch: int, repeats: int) -> dict[str, float]:
+    """Return the milliseconds of a core an image that each part of ours takes, in one thread: medians of five turns."""
     rng = np.random.default_rng(0)
     count = len(source)
     pairs = [source.pair(i) for i in range(count)]
+    labels = [decode_annotation(pair.annotation, "") for pair in pairs]
     examples = [source[i] for i in range(min(count, 8))]
+    crops = [
+        augment(rng, *(examples[i % len(examples)][k] for k in ("image", "label")), CROP, DEFAULT_SETTINGS)
+        for i in range(batch)
+    ]
     parts: dict[str, Callable[[int], Any]] = {
         "read the record": lambda i: source.pair(i % count),
         "decode the JPEG": lambda i: decode_image(pairs[i % count].image, ""),
         "decode the PNG": lambda i: decode_annotation(pairs[i % count].annotation, ""),
+        "classes of the label": lambda i: source.classes.to_train(labels[i % count], ""),
         "augment the crop": lambda i: augment(
             rng, examples[i % len(examples)]["image"], examples[i % len(examples)]["label"], CROP, DEFAULT_SETTINGS
         ),
+        "stack the batch": lambda i: None if i % batch else [np.stack(arrays) for arrays in zip(*crops, strict=True)],
     }
-    return {
-        name: 1e3 * cpu_seconds(lambda part=part: [part(i) for i in range(repeats)]) / repeats
-        for name, part in parts.items()
-    }
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(5):
+        for name, part in parts.items():
+            seconds = cpu_seconds(lambda part=part: [part(i) for i in range(repeats)])
+            times[name].append(1e3 * seconds / repeats)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def measure_workers(source: Source, batch: int, workers: int, steps: int) -> dict[str, Any]:
@@ -187,6 +198,8 @@ def as_markdown(record: dict[str, Any]) -> str:
     lines += ["", f"Ratio {record['ratio']:.1f}, medians; {record['images']}, crop {CROP[0]} x {CROP[1]}.", ""]
     lines += ["| part of ours | ms of a core an image |", "|---|---|"]
     lines += [f"| {part} | {milliseconds:.2f} |" for part, milliseconds in record["parts"].items()]
+    whole = 1e3 / rates["psp_jax"]
+    lines.append(f"| sum; of the whole above | {sum(record['parts'].values()):.2f}; {whole:.2f} |")
     lines += ["", "| workers | images a second (wall time) | MB of its own, each worker |", "|---|---|---|"]
     for row in record["workers"]:
         memory = ", ".join(f"{size:.0f}" for size in row["megabytes_per_worker"]) or "threads of the main process"
@@ -218,7 +231,7 @@ def main() -> None:
         pairs = zip(*(sorted((root / part / "train").iterdir()) for part in ("images", "annotations")), strict=True)
         files = [(str(image), str(label)) for image, label in pairs]
         record |= measure_sides(source, files, args.batch, args.rounds)
-        record["parts"] = measure_parts(source, 4 * args.images)
+        record["parts"] = measure_parts(source, args.batch, args.images)
         record["workers"] = [measure_workers(source, args.batch, n, 2 * args.rounds) for n in args.workers]
     print(as_markdown(record))
     if args.output:

@@ -13,6 +13,7 @@ import collections
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,21 +29,26 @@ VARIABLE = "PSP_JAX_RELIABILITY_LOG"  # as in tests/reliability_log.py
 TESTS = ("tests/test_soak.py", "tests/test_fuzz.py")
 
 
-def run_tests(log: Path, minutes: float) -> None:
-    """Run the tests, killed after `minutes`; they add to `log`."""
+def run_tests(log: Path, minutes: float) -> int | None:
+    """Run the tests, which add to `log`; return pytest's exit status, None where they were killed after `minutes`."""
     command = [sys.executable, "-m", "pytest", "-m", "soak", "-v", "-p", "no:cacheprovider", *TESTS]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {VARIABLE: str(log.absolute())})
+    settings = os.environ | {VARIABLE: str(log.absolute())}
+    process = subprocess.Popen(command, cwd=ROOT, env=settings, start_new_session=True)
     try:
-        process.wait(60 * minutes)
+        return process.wait(60 * minutes)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # the runs that the tests started too
+            process.wait()
 
 
 def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the sums of what the tests told."""
     faults = [row for row in rows if row["kind"] == "fault" and row.get("came", True)]  # a run may end before one comes
     inputs = [row for row in rows if row["kind"] == "input"]
+    runs = [row for row in rows if row["kind"] == "run"]
     kinds = collections.Counter(row["signal"] for row in faults)
     lost = collections.Counter(row["lost"] for row in faults if "lost" in row)
     outcomes = collections.Counter((row["target"], row["outcome"]) for row in inputs)
@@ -51,7 +57,8 @@ def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "faults_survived": sum(row["survived"] for row in faults),
         "faults_by_activity": dict(collections.Counter(row["activity"] for row in faults)),
         "steps_lost_beyond_the_last_save": {str(steps): lost[steps] for steps in sorted(lost)},
-        "runs_finished_after_kills_bit_for_bit_as_undisturbed": sum(row["kind"] == "run" for row in rows),
+        "runs_finished_after_kills": len(runs),
+        "runs_finished_after_kills_bit_for_bit_as_undisturbed": sum(row["same"] for row in runs),
         "inputs": len(inputs),
         "inputs_by_kind": {
             target: {result: outcomes[target, result] for result in ("read", "refused", "broken")}
@@ -68,20 +75,27 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--log", type=Path, help="file that the tests add to, kept (a temporary one)")
     args = parser.parse_args()
+    status, ended = None, "not run, counted only"
     with tempfile.TemporaryDirectory() as folder:
         log = args.log or Path(folder) / "log.jsonl"
         log.touch()
         if args.minutes:
-            run_tests(log, args.minutes)
+            status = run_tests(log, args.minutes)
+            ended = f"killed after {args.minutes:g} minutes" if status is None else f"exit status {status}"
         rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    if not rows:
+        raise SystemExit(f"The tests told nothing ({ended}); see what pytest says above.")
     facts = {
         "command": " ".join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions(),
+        "pytest": ended,
     }
     write_json(args.output, facts | count(rows))
+    if status:
+        raise SystemExit(f"pytest ended with {ended}; {args.output} tells what came until then.")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,9 @@ def jobs(machine: Machine, workdir: Path) -> list[Job]:
     train.append(f"--config.data.dir={workdir / 'data'}")
     precision = ["precision.py", f"--workdir={workdir / 'precision'}", f"--config.data.dir={machine.camvid}"]
     precision += [f"--config.data.prepared_dir={workdir / 'data'}", "--config.eval.every_steps=450"]
+    old = "{} is there already; delete it to train anew"
+    no_precision = old.format(workdir / "precision") if (workdir / "precision").exists() else ""
+    no_precision = no_precision if machine.camvid else "no CamVid: name its folder with --camvid"
     no_tpu = "" if "libtpu" in machine.packages else "libtpu is not installed: pip install 'psp-jax[plan]'"
     archive = ["--archive", str(machine.archive)] if machine.archive else []
     return [
@@ -79,10 +82,10 @@ def jobs(machine: Machine, workdir: Path) -> list[Job]:
         Job("evaluate_camvid_small", ["evaluate.py", *small]),
         Job("evaluate_camvid_small_multi", ["evaluate.py", *small, "--scales", "multi"]),
         Job("evaluate", ["evaluate.py", "--room", "1024", "1024", *(["--repeats", "2"] if cpu else [])]),
-        Job("quickstart", train),
+        Job("quickstart", train, old.format(quickstart) if quickstart.exists() else ""),
         Job("data_wait", ["data_wait.py", str(quickstart)]),
         Job("tpu_estimate", ["tpu_estimate.py"], no_tpu),
-        Job("precision", precision, "" if machine.camvid else "no CamVid: name its folder with --camvid"),
+        Job("precision", precision, no_precision),
     ]
 
 
@@ -152,6 +155,15 @@ TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
 }
 
 
+def machine_name(record: dict[str, Any]) -> str:
+    """Return the accelerator of a record, or the processor, with its load where that is more than its cores."""
+    machine = record.get("machine", {})
+    if not machine or record.get("device", "cpu") != "cpu":
+        return record["device"]
+    load = f", load {machine['load']:.0f}" if machine.get("load", 0) > machine["cores"] else ""
+    return f"{machine['cpu']}, {machine['cores']} cores{load}"
+
+
 def speed_table(results: Path) -> str:
     """Return the table of all records in a folder, each line with its machine and date."""
     lines = ["# Speed, as recorded", "", "| measured | psp_jax | other | compared | machine | date |"]
@@ -160,13 +172,10 @@ def speed_table(results: Path) -> str:
         for prefix, rows in TABLES.items():
             if path.stem.startswith(prefix):
                 record = read_json(path)
-                machine = record.get("machine", {})
-                name = f"{machine.get('cpu', '')}, {machine['cores']} cores" if machine else record["device"]
-                if record.get("device", "cpu") != "cpu":
-                    name = record["device"]
-                if machine.get("load", 0) > machine.get("cores", 0):
-                    name += f", load {machine['load']:.0f}"
-                lines += [f"| {' | '.join([*row, name, record['date']])} |" for row in rows(record)]
+                # Lines of data_wait are of runs, each with a machine and a date of its own.
+                single = [row | {"rows": [row]} for row in record["rows"]] if prefix == "data_wait" else [record]
+                for part in single:
+                    lines += [f"| {' | '.join([*row, machine_name(part), part['date']])} |" for row in rows(part)]
     devices = {read_json(path).get("device", "cpu") for path in results.glob("train_step_*.json")}
     if not devices - {"cpu"}:
         lines += ["", "On a GPU or a TPU nothing has been run."]

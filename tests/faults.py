@@ -84,14 +84,18 @@ def jumping_clock(folder: Path, seconds: Sequence[float], after: int) -> dict[st
     """Return the environment of processes whose wall clock is off by another of `seconds` at every look but the first.
 
     Args:
-      folder: of the module that does it; made.
+      folder: of the module that does it, and of a file `jumped` from the first look that is off on; made.
       seconds: taken in turn.
       after: how many looks at the clock find it right.
     """
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         "import itertools, time\nreal = time.time\n"
-        f"jumps = itertools.chain(itertools.repeat(0, {after}), itertools.cycle({tuple(seconds)}))\n"
-        "time.time = lambda: real() + next(jumps)\ntime.time_ns = lambda: int(time.time() * 1e9)\n"
+        f"looks, jumps = itertools.count(), itertools.cycle({tuple(seconds)})\n"
+        "def off():\n"
+        "    look = next(looks)\n"
+        f"    if look == {after}:\n        open({str(folder / 'jumped')!r}, 'w').close()\n"
+        f"    return next(jumps) if look >= {after} else 0\n"
+        "time.time = lambda: real() + off()\ntime.time_ns = lambda: int(time.time() * 1e9)\n"
     )
     return environment() | {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}

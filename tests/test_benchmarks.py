@@ -1,6 +1,7 @@
 """What the benchmarks compare computes the same, and their tables tell what their records hold."""
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -92,6 +93,28 @@ def test_images_of_an_archive_are_repeated(tmp_path: Path) -> None:
     assert cv2.imread(str(written[0])).shape == (512, 683, 3)
 
 
+class Counting:
+    """A source of plain images that counts how many are taken."""
+
+    max_size, taken = (8, 8), 0
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        self.taken += 1
+        return {"image": np.zeros((8, 8, 3), np.uint8), "label": np.zeros((8, 8), np.uint8), "id": str(index)}
+
+
+def test_nothing_of_ours_is_read_ahead_in_the_turn_of_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, seen = Counting(), []
+    monkeypatch.setattr(input_pipeline, "CROP", (8, 8))
+    monkeypatch.setattr(input_pipeline, "chain_batch", lambda *_: seen.append(source.taken))
+    found = input_pipeline.measure_sides(source, [], batch=2, rounds=2)
+    assert seen == [8] * 4 + [16] * 4 + [24] * 4  # a turn is four batches of two
+    assert len(found["rounds"]["psp_jax"]) == 2
+
+
 def test_sides_take_turns() -> None:
     calls: list[str] = []
     sides = [Side(name, lambda name=name: calls.append(name), lambda _: None, lambda: {"fact": 1}) for name in "ab"]
@@ -113,6 +136,23 @@ def test_the_wait_for_data_is_weighed_by_time(tmp_path: Path) -> None:
     assert (found["steps"], found["intervals"], found["worst"]) == (20, 2, 0.5)
     with pytest.raises(FileNotFoundError, match="train first"):
         data_wait.summary(tmp_path / "none")
+
+
+def test_a_wait_has_date_and_versions_of_its_run(tmp_path: Path) -> None:
+    row = {"step": 10, "images_per_second": 2.0, "data_wait": 0.1}
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart/metrics.jsonl").write_text(json.dumps(row))
+    (tmp_path / "quickstart/config.json").write_text(
+        '{"resolved": {"device_kind": "TPU v9"}, "versions": {"jax": "0"}}'
+    )
+    os.utime(tmp_path / "quickstart/metrics.jsonl", (10**9, 10**9))
+    found = data_wait.provenance(tmp_path / "quickstart")
+    assert found == {"date": "2001-09-09", "device": "TPU v9", "versions": {"jax": "0"}}
+    rows = [data_wait.summary(tmp_path / "quickstart") | found]
+    (tmp_path / "data_wait_cpu.json").write_text(json.dumps({"command": "python", "rows": rows}))
+    assert "| waiting for data, quickstart | 10.00 % |  |  | TPU v9 | 2001-09-09 |" in speed_table(tmp_path)
+    jobs_here = {job.name: job for job in jobs(Machine("cpu", {"libtpu"}), tmp_path)}
+    assert "is there already" in jobs_here["quickstart"].left_out
 
 
 def test_estimates_of_a_plan_become_a_table() -> None:

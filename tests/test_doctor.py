@@ -98,6 +98,9 @@ def test_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "memory.current").write_text(f"{2 * 2**30}\n")
     (finding,) = machine.memory()
     assert finding.level == "warn" and finding.text.startswith("1.0 of 3.0 GiB free")
+    (tmp_path / "memory.stat").write_text(f"active_file {2**29}\ninactive_file {2**29}\ntotal_inactive_file 7\n")
+    (finding,) = machine.memory()
+    assert finding.text.startswith("1.5 of 3.0 GiB free")
 
 
 def test_clocks_that_jump_and_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

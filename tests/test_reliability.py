@@ -1,6 +1,9 @@
 """What benchmarks/reliability.py makes of the lines that the tests of reliability write."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,8 @@ def test_faults_and_inputs_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
             facts |= {"came": came, "lost": lost}
     with pytest.raises(ZeroDivisionError), fault(signal="clock", activity="all", lost=0):
         raise ZeroDivisionError
-    record("run", signal="SIGKILL", same=True)
+    for same in (True, False):
+        record("run", signal="SIGKILL", same=same)
     for number, outcome in enumerate(["read", "refused", "broken", "refused"]):
         record("input", input=number, target="image", outcome=outcome)
     found = reliability.count([json.loads(line) for line in (tmp_path / "log").read_text().splitlines()])
@@ -26,6 +30,7 @@ def test_faults_and_inputs_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
         "faults_survived": 2,
         "faults_by_activity": {"step": 2, "all": 1},
         "steps_lost_beyond_the_last_save": {"0": 2, "3": 1},
+        "runs_finished_after_kills": 2,
         "runs_finished_after_kills_bit_for_bit_as_undisturbed": 1,
         "inputs": 4,
         "inputs_by_kind": {"image": {"read": 1, "refused": 2, "broken": 1}},
@@ -38,3 +43,37 @@ def test_without_the_variable_nothing_is_written(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     record("run", same=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_tests_that_fail_or_tell_nothing_are_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reliability, "TESTS", ("tests/test_reliability.py",))  # none of it is a soak test
+    monkeypatch.setattr(sys, "argv", ["reliability.py", "--output", str(tmp_path / "out.json")])
+    with pytest.raises(SystemExit, match="exit status 5"):
+        reliability.main()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "log").write_text('{"kind": "run", "same": true}\n')
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--log", str(tmp_path / "log")])
+    with pytest.raises(SystemExit, match="exit status 5"):
+        reliability.main()
+    assert json.loads((tmp_path / "out.json").read_text())["pytest"] == "exit status 5"
+
+
+def test_the_runs_of_tests_end_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child, waited = tmp_path / "child", subprocess.Popen.wait
+    (tmp_path / "python").write_text(f"#!/bin/sh\nsleep 1000 &\necho $! > {child}.new\nmv {child}.new {child}\nwait\n")
+    (tmp_path / "python").chmod(0o755)
+
+    def wait(process: subprocess.Popen, timeout: float | None = None) -> int:
+        if timeout is None:
+            return waited(process)
+        while not child.exists():
+            time.sleep(0.05)
+        raise subprocess.TimeoutExpired("tests", timeout)
+
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    assert reliability.run_tests(tmp_path / "log", 1) is None
+    stat, end = Path(f"/proc/{int(child.read_text())}/stat"), time.monotonic() + 300
+    while stat.exists() and stat.read_text().split()[2] != "Z":
+        assert time.monotonic() < end, "the child of the tests goes on"
+        time.sleep(0.05)

@@ -29,7 +29,7 @@ SMI = "nvidia-smi"
 
 
 def examine() -> Iterator[Finding]:
-    """Tell the devices, then of each whether it computes rightly and how much of its memory is free."""
+    """Tell the devices, then of each whether it computes rightly, and its memory's limit."""
     devices = jax.local_devices()
     kinds = sorted({f"{device.platform} {device.device_kind}" for device in devices})
     yield Finding(OK, "devices", f"{len(devices)} x {' and '.join(kinds)}")
@@ -40,7 +40,7 @@ def examine() -> Iterator[Finding]:
     for device in devices:
         name = f"device {device.id} ({device.device_kind})"
         yield from guarded(name, lambda device=device, name=name: _numbers(device, name))  # type: ignore[misc]
-        yield from guarded(name, lambda device=device, name=name: _free(device, name))  # type: ignore[misc]
+        yield from guarded(name, lambda device=device, name=name: _memory(device, name))  # type: ignore[misc]
     if devices[0].platform == "gpu" and shutil.which(SMI):
         yield from guarded(SMI, _gpu_holders)
 
@@ -117,12 +117,15 @@ def _numbers(device: jax.Device, name: str) -> Iterator[Finding]:
     yield Finding(OK, name, f"convolution forward and backward agree with NumPy to {text}")
 
 
-def _free(device: jax.Device, name: str) -> Iterator[Finding]:
-    """Tell what of the device's memory is in use; CPUs have none of their own."""
+def _memory(device: jax.Device, name: str) -> Iterator[Finding]:
+    """Tell the limit of JAX's memory on the device, and its use by this process; CPUs have none of their own.
+
+    What other processes hold is not in these figures: _gpu_holders tells it where the driver does.
+    """
     if not (stats := device.memory_stats()):
         return
     used, limit = stats.get("bytes_in_use", 0), stats.get("bytes_limit", 0)
-    yield Finding(OK, name, f"{used / GIB:.1f} of {limit / GIB:.1f} GiB in use by this process")
+    yield Finding(OK, name, f"this process may use {limit / GIB:.1f} GiB, and uses {used / GIB:.1f}")
 
 
 def _gpu_holders() -> Iterator[Finding]:

@@ -55,8 +55,8 @@ def memory() -> Iterator[Finding]:
     kib = {line.partition(":")[0]: int(line.split()[1]) for line in lines}
     free, total = kib["MemAvailable"] * 1024, kib["MemTotal"] * 1024
     limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
-    if limit and used:  # of a container
-        free, total = min(free, limit - used), min(total, limit)
+    if limit and used:  # of a container; files that the kernel may drop from memory count as used there
+        free, total = min(free, limit - used + _droppable()), min(total, limit)
     text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free, {os.cpu_count()} CPUs"
     short = free < LEAST_MEMORY
     yield Finding(WARN if short else OK, "host memory", text, "end other programs" if short else "")
@@ -113,6 +113,15 @@ def _number(file: Path) -> int:
         return int(file.read_text("utf-8"))
     except (OSError, ValueError):
         return 0
+
+
+def _droppable() -> int:
+    """Return the bytes of a container's memory that hold files not used lately."""
+    try:
+        lines = (CGROUP / "memory.stat").read_text("utf-8").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
 def _version(package: str) -> str:
