@@ -127,8 +127,8 @@ def _normalise_gradient(options: _Normalisation, kept: Any, slopes: Any) -> tupl
     grouped, slope = options.grouped(x), options.grouped(slopes[0])
     inverse = lax.rsqrt(var + options.epsilon)
     normal = (grouped - mean) * inverse
-    if options.relu:
-        slope = jnp.where(normal * scale + bias > 0, slope, 0.0)
+    if options.relu:  # by the very numbers of the forward pass
+        slope = jnp.where((grouped - mean) * (scale * inverse) + bias > 0, slope, 0.0)
     axes, count = tuple(range(1, grouped.ndim - 1)), options.count(x)
     of_bias, of_scale = (part.sum(axes, keepdims=True) for part in (slope, slope * normal))
     through_statistics = options.real((of_bias + normal * of_scale) / count)
