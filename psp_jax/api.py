@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from psp_jax import processes
 from psp_jax.checkpoint import Checkpoints, load_variables
 from psp_jax.inference import make_forward, make_labeler
 from psp_jax.interpolation import resize
@@ -133,12 +134,14 @@ def load(directory: str | Path, checkpoint: str = "latest", sharding: jax.shardi
     Args:
       directory: a workdir, or the output of `psp_jax.export`.
       checkpoint: "latest" or "best" (by validation mean IoU); an export holds one only.
-      sharding: where the parameters go; one device of this process by default.
+      sharding: where the parameters go, and all processes of a run must then load them together; one device of this
+        process by default.
 
     Raises:
       FileNotFoundError: the directory holds no model, or a run that has not saved a checkpoint yet.
-      ValueError: a file of it is damaged.
+      ValueError: a file of it is damaged, or the processes do not choose the same step.
     """
+    together = sharding is not None
     if checkpoint not in ("latest", "best"):
         raise ValueError(f"checkpoint={checkpoint!r} is unknown; choose one of: latest, best.")
     directory = Path(directory)
@@ -156,6 +159,11 @@ def load(directory: str | Path, checkpoint: str = "latest", sharding: jax.shardi
         raise FileNotFoundError(f"{directory} holds no checkpoint yet; train until the first one is saved.")
     with contextlib.closing(Checkpoints(directory / CHECKPOINTS)) as checkpoints:
         step = checkpoints.best_step() if checkpoint == "best" else checkpoints.latest_step()
+        if together and not processes.agree(-1 if step is None else step):
+            raise ValueError(
+                f"The processes of this run do not choose the same {checkpoint} checkpoint in {directory} (this one: "
+                f"{step}); --workdir must be on storage that all hosts share, and no run may be writing to it."
+            )
         if step is None:
             raise FileNotFoundError(
                 f"{directory} holds no {checkpoint} checkpoint; train until the first one is saved"

@@ -2,12 +2,14 @@
 
     python -m psp_jax.replay --bundle runs/mine/not_finite/1234
 
-It is the training step of the run, compiled for the devices that are here, with a look at the output of every layer
-and at every gradient; batch and state are those of the bundle that the run left. Exit code 0, whatever is found.
+It is the training step of the run, compiled for as many devices of this machine as divide the batch, with a look at the
+output of every layer and at every gradient; batch and state are those of the bundle that the run left. Exit code 0,
+whatever is found.
 """
 
 import argparse
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -87,13 +89,15 @@ def replay(bundle: Path) -> dict[str, list[str]]:
 
     Raises:
       FileNotFoundError: `bundle` is none.
-      ValueError: something of it is damaged, or its batch does not divide over the devices.
+      ValueError: something of it is damaged.
     """
     if not (bundle / BATCH).exists():
         raise FileNotFoundError(f"{bundle} holds no {BATCH}; give the folder not_finite/STEP of a workdir.")
     record, card, step = read_json(bundle / "config.json"), ModelCard.read(bundle), read_json(bundle / STEP)["step"]
     config = ConfigDict(record["config"])
-    mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)
+    here = jax.local_devices()  # not as many, in general, as config.mesh was for
+    data = math.gcd(config.train.batch_size, len(here))
+    mesh = parallel.make_mesh(data, 1, here[:data])
     model = build_model(card.model, card.classes.num_classes)
     looks, (_, optimizer) = Looks(), build.build_optimizer(config, record["resolved"]["steps"])
     like = create_state(model, optimizer, config.seed, mesh, bool(config.train.ema_decay))

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from psp_jax import processes, train
+from psp_jax import api, parallel, processes, train
 from psp_jax.checkpoint import Checkpoints, load_variables, save_variables
 from psp_jax.train_step import TrainState
 
@@ -140,6 +141,18 @@ def test_processes_see_the_same_newest_checkpoint(tmp_path: Path, monkeypatch: p
     with pytest.raises(ValueError, match=r"\(this one: 7\); --workdir must be on storage that all hosts share"):
         train._latest(Checkpoints(tmp_path), tmp_path)
     assert asked == [-1, 7]
+
+
+def test_processes_that_choose_other_checkpoints_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept(tmp_path / "checkpoints", 4)
+    asked = []
+    card = SimpleNamespace(model=None, classes=SimpleNamespace(num_classes=3))
+    monkeypatch.setattr(api.ModelCard, "read", lambda directory: card)
+    monkeypatch.setattr(api, "variable_shapes", lambda *_: state(0).variables)
+    monkeypatch.setattr(processes, "agree", lambda step: asked.append(step))
+    with pytest.raises(ValueError, match=r"choose the same latest checkpoint in .* \(this one: 4\); --workdir must be"):
+        api.load(tmp_path, "latest", parallel.replicated(parallel.make_mesh()))
+    assert asked == [4]
 
 
 def steps_in(directory: Path) -> list[str]:
