@@ -84,9 +84,11 @@ def resize_into(x: Array, size: tuple[int, int], valid: Array | tuple[int, int] 
 
     Beyond `valid`, i32 [B, 2] or one pair, come zeros; where it is None, `size` is all of it.
     """
+    if not isinstance(valid, Array):
+        return resize(x, valid or size, align_corners, canvas=size)
     rows, columns = resize_matrices((x.shape[1], x.shape[2]), size, valid, align_corners)
-    x = jnp.einsum("...hg,...gwc->...hwc", jnp.asarray(rows, x.dtype), x)
-    return jnp.einsum("...wv,...hvc->...hwc", jnp.asarray(columns, x.dtype), x)
+    x = jnp.einsum("bhg,bgwc->bhwc", rows.astype(x.dtype), x)
+    return jnp.einsum("bwv,bhvc->bhwc", columns.astype(x.dtype), x)
 
 
 def resize_matrices(

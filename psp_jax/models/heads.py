@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.interpolation import adaptive_average_pool, adaptive_max_pool, resize_matrices
+from psp_jax.interpolation import adaptive_average_pool, adaptive_max_pool, resize_into, resize_matrices
 from psp_jax.models.layers import Classifier, ConvBN, Valid, torch_default_init
 
 Array = jax.Array
@@ -72,7 +72,12 @@ class PSPHead(nn.Module):
             if self.reduce:
                 width = features.shape[-1] // len(self.bins)
                 x = ConvBN(width, 1, kernel_init=torch_default_init, dtype=self.dtype, name=f"level{bins}")(x, train)
-            levels.append((x, resize_matrices((bins, bins), size, valid, self.align_corners)))
+            levels.append(x)
         fuse = ConvBN(self.channels, 3, kernel_init=torch_default_init, dtype=self.dtype, name="fuse")
-        x = fuse(features, train, valid, levels)
+        if train:
+            coarse = [(x, resize_matrices((x.shape[1], x.shape[2]), size, valid, self.align_corners)) for x in levels]
+            x = fuse(features, train, valid, coarse)
+        else:  # with operations that every format of export has
+            resized = [resize_into(x, size, valid, self.align_corners) for x in levels]
+            x = fuse(jnp.concatenate([features, *resized], axis=-1), train, valid)
         return Classifier(self.num_classes, self.dropout, name="classifier")(x, train)

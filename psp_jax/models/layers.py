@@ -162,18 +162,18 @@ class Conv(nn.Module):
         """
         if coarse and (self.stride, self.dilation) != (1, 1):
             raise ValueError(f"Coarse maps need stride and dilation 1, not {self.stride} and {self.dilation}.")
+        if not coarse:
+            return self.convolve(x, self.kernel(x.shape[-1]))
         channels = [x.shape[-1], *(cells.shape[-1] for cells, _ in coarse)]
         kernels = jnp.split(self.kernel(sum(channels)), np.cumsum(channels)[:-1], axis=2)
-        y = self.convolve(x, kernels[0])
-        if not coarse:
-            return y
         rows, columns = [], []
         for (cells, weights), kernel in zip(coarse, kernels[1:], strict=True):
             down, across = (_shifted(jnp.asarray(weight, self.dtype), self.kernel_size) for weight in weights)
             taps = jnp.einsum("bijc,vucd->bviujd", cells.astype(self.dtype), kernel.astype(self.dtype))
-            taps = taps.reshape(len(taps), down.shape[-1], across.shape[-1], -1)
+            taps = taps.reshape(taps.shape[0], down.shape[-1], across.shape[-1], -1)
             rows.append(jnp.einsum("...hp,...pqd->...hqd", down, taps))
             columns.append(across)
+        y = self.convolve(x, kernels[0])
         return y + jnp.einsum("...wq,...hqd->...hwd", jnp.concatenate(columns, -1), jnp.concatenate(rows, -2))
 
     def kernel(self, channels: int) -> Array:
