@@ -1,5 +1,6 @@
 """A growing ONNX graph whose values remember the order of their axes, so that few transpositions are left in it."""
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,10 +46,11 @@ class Graph:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
         self._transposed: dict[tuple[str, tuple[int, ...]], str] = {}
+        self._number = itertools.count()  # of nodes ever made: some go again
 
     def add(self, operator: str, inputs: Sequence[str], order: Sequence[int], **attributes: Any) -> Tensor:
         """Append a node and return its one output."""
-        name = f"{operator.lower()}_{len(self.nodes)}"
+        name = f"{operator.lower()}_{next(self._number)}"
         self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
         return Tensor(name, tuple(order))
 
