@@ -211,7 +211,7 @@ def test_configurations_are_checked_before_anything_runs(file: Path, tmp_path: P
     ):
         with pytest.raises(ValueError, match=problem):
             list_runs(file, ["fcn"], [0], tmp_path / "w", [override])
-    with pytest.raises(ValueError, match=r"mine\.py:none: 'none'"):
+    with pytest.raises(ValueError, match=r"mine\.py:none: KeyError: 'none'"):
         list_runs(file, ["none"], [0], tmp_path / "w", [])
     with pytest.raises(ValueError, match=r"no variant 'pspnet' in its tables; choose from: fcn, wild"):
         ablate(file, tmp_path / "w", variants=["pspnet"])

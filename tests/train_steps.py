@@ -66,8 +66,9 @@ def main(output: str, fields: str = "{}", *distributed: str) -> None:
         state, metrics = step_fn(state, parallel.to_global(local, sharding))
         record[f"loss{step}"] = np.asarray(metrics["loss"])
         if step == 0:  # later ones multiply the differences of rounding
+            everywhere = parallel.placed(state, parallel.replicated(mesh))
             for name in ("batch_stats", "params", "averaged"):
-                record |= flat(name, getattr(state, name))
+                record |= flat(name, getattr(everywhere, name))
     record["compiles"] = np.array(step_fn._cache_size())
     if processes.is_primary():
         np.savez(output, **record)
