@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from psp_jax.workdir import read_json, write_json, write_text
+from benchmarks.record import publish
+from psp_jax.workdir import read_json
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
@@ -71,10 +72,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = [summary(run) | provenance(run) for run in args.runs]
     record = {"command": shlex.join(["python", *sys.argv]), "rows": rows}
-    print(as_markdown(record))
-    if args.output:
-        write_json(args.output, record)
-        write_text(args.output.with_suffix(".md"), as_markdown(record))
+    publish(record, as_markdown(record), args.output)
 
 
 if __name__ == "__main__":

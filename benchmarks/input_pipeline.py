@@ -23,13 +23,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.record import header
+from benchmarks.record import header, publish
 from psp_jax.data.decode import decode_annotation, decode_image
 from psp_jax.data.pipeline import train_batches
 from psp_jax.data.prepared import ensure_prepared
 from psp_jax.data.source import Source
 from psp_jax.data.transforms import DEFAULT_SETTINGS, augment
-from psp_jax.workdir import write_json, write_text
 
 CROP = (473, 473)
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # of ImageNet, RGB
@@ -233,10 +232,7 @@ def main() -> None:
         record |= measure_sides(source, files, args.batch, args.rounds)
         record["parts"] = measure_parts(source, args.batch, args.images)
         record["workers"] = [measure_workers(source, args.batch, n, 2 * args.rounds) for n in args.workers]
-    print(as_markdown(record))
-    if args.output:
-        write_json(args.output, record)
-        write_text(args.output.with_suffix(".md"), as_markdown(record))
+    publish(record, as_markdown(record), args.output)
 
 
 if __name__ == "__main__":

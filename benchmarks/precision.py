@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from benchmarks.record import header
-from psp_jax.workdir import write_json, write_png, write_text
+from benchmarks.record import header, publish
+from psp_jax.workdir import write_png
 
 ROOT = Path(__file__).resolve().parent.parent
 INKS = {"float32": (31, 119, 180), "bfloat16": (214, 39, 40)}
@@ -98,9 +98,7 @@ def main() -> None:
         train(args.config, workdir, dtype, overrides)
         record["loss"][dtype] = smoothed(read_curve(workdir / "metrics.jsonl", "loss"))
         record["mean_iou"][dtype] = read_curve(workdir / "validation.jsonl", "mean_iou")
-    print(as_markdown(record))
-    write_json(args.output, record)
-    write_text(args.output.with_suffix(".md"), as_markdown(record))
+    publish(record, as_markdown(record), args.output)
     write_png(args.output.with_suffix(".png"), draw({"loss": record["loss"], "mean IoU": record["mean_iou"]}))
 
 

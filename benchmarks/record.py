@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from psp_jax.workdir import environment, versions
+from psp_jax.workdir import environment, versions, write_json, write_text
 
 PEERS = ("libtpu", "opencv-python-headless", "torch")  # what some of the programs use besides
 
@@ -30,6 +30,14 @@ def header() -> dict[str, Any]:
         "environment": settings,
         "versions": found,
     }
+
+
+def publish(record: dict[str, Any], table: str, output: Path | None) -> None:
+    """Print the table of a record and, where `output` names a JSON file, write both, the table as .md beside it."""
+    print(table)
+    if output:
+        write_json(output, record)
+        write_text(output.with_suffix(".md"), table)
 
 
 def _processor() -> str:

@@ -12,11 +12,10 @@ from typing import Any
 
 import jax
 
-from benchmarks.record import header
+from benchmarks.record import header, publish
 from psp_jax import plan
 from psp_jax.config_file import read_config
 from psp_jax.planning.summary import CAVEAT, GIB
-from psp_jax.workdir import write_json, write_text
 
 
 def estimate(config_path: str, overrides: list[str], topologies: list[str], images: int | None) -> list[dict[str, Any]]:
@@ -57,10 +56,7 @@ def main() -> None:
     args, overrides = parser.parse_known_args()
     jax.config.update("jax_platforms", "cpu")  # a TPU or GPU of this machine may be in use
     record = header() | {"rows": estimate(args.config, overrides, args.topology, args.images)}
-    print(as_markdown(record))
-    if args.output:
-        write_json(args.output, record)
-        write_text(args.output.with_suffix(".md"), as_markdown(record))
+    publish(record, as_markdown(record), args.output)
 
 
 if __name__ == "__main__":
