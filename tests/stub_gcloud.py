@@ -15,7 +15,7 @@ case "$3 $4" in
   "queued-resources describe")
     [ -e "$here/state" ] || not_found "$5"
     head -n 1 "$here/state"
-    [ "$(wc -l <"$here/state")" = 1 ] || sed -i 1d "$here/state" ;;
+    [ "$(wc -l <"$here/state")" -lt 2 ] || sed -i 1d "$here/state" ;;
   "queued-resources delete")
     kill_all
     rm -rf "$here/state" "$here"/worker* ;;

@@ -56,7 +56,8 @@ def test_up_creates_installs_trains_and_deletes(tpu):
 
 
 def test_a_preempted_tpu_is_made_again_and_the_training_started_again(tpu):
-    preempt = f"sleep 0.5; echo SUSPENDED >{shlex.quote(str(tpu.folder / 'state'))}; sleep 60"
+    state = shlex.quote(str(tpu.folder / "state"))
+    preempt = f"sleep 0.5; echo SUSPENDED >{state}.new; mv {state}.new {state}; sleep 60"  # never seen half written
     (tpu.folder / "deeds").write_text(f"{preempt}\n{preempt.replace('sleep 60', 'exit 0')}\nexit 0\n")
     result = cloud_tpu(tpu, "up", *UP)
     assert result.returncode == 0, result.stderr
@@ -184,7 +185,8 @@ def test_run_status_and_a_second_run(tpu):
 
 def test_up_finds_the_training_that_it_left(tpu):
     assert cloud_tpu(tpu, "create", *UP).returncode == 0
-    (tpu.folder / "deeds").write_text("sleep 2; exit 0\n")
+    # It ends once it was asked twice how it does, and not before `up` has looked at all.
+    (tpu.folder / "deeds").write_text('until (($(grep -c status "$here/calls") > 1)); do sleep 0.1; done\n')
     assert cloud_tpu(tpu, "run", *UP).returncode == 0
     result = cloud_tpu(tpu, "up", "--keep", *UP)
     assert result.returncode == 0, result.stderr
