@@ -249,16 +249,12 @@ def test_fifty_sizes_need_few_compiles(finished_run: Run, tmp_path: Path, protoc
     assert evaluated(tmp_path)[1]["pixels"] == sum(height * width for height, width in ManySizes(table).sizes())
 
 
-PEAK = """import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
-
-
 def peak_memory(command: list[str]) -> float:
     """Peak resident memory in MB of a process that must succeed."""
     # Linux counts the peak of the process that starts another to the other as well, so that a small one starts it.
-    done = subprocess.run([sys.executable, "-c", PEAK, *command], cwd=ROOT, env=environment(1), capture_output=True)
+    code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
+    code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    done = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, env=environment(1), capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     return int(done.stdout) / 1024
 
