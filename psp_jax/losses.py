@@ -3,15 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from psp_jax.interpolation import resize, resize_matrices
+from psp_jax.interpolation import resize
 from psp_jax.region_losses import dice_loss, lovasz_softmax
-from psp_jax.resized_sum import row_sums
+from psp_jax.resized_sum import resized_sum
 
 Array = jax.Array
 
@@ -108,52 +108,50 @@ def cross_entropy(logits: Array, label: Array, ignore_label: int, options: Pixel
     Raises:
       ValueError: `options` names a class weighting, but holds no weights.
     """
-    per_pixel, entropy = _pixel_losses(logits, label, options, axis=-1)
+    weight, target = _targets(label, logits.shape[-1], ignore_label, options, axis=-1)
+    log_sum = jax.nn.logsumexp(logits, -1)
+    per_pixel = weight * log_sum - (target * logits).sum(-1)
     counted = label != ignore_label
     if options.ohem_threshold:
-        counted = hard_pixels(jnp.exp(-entropy), counted, options.ohem_threshold, options.ohem_min_kept)
+        own = jnp.where(_one_hot(label, logits.shape[-1], -1), logits, 0.0).sum(-1)
+        counted = hard_pixels(jnp.exp(own - log_sum), counted, options.ohem_threshold, options.ohem_min_kept)
     return jnp.where(counted, per_pixel, 0.0).sum() / _number(label, counted, options)
 
 
 def resized_cross_entropy(
-    scores: Array,
-    label: Array,
-    ignore_label: int,
-    matrices: tuple[np.ndarray, np.ndarray],
-    options: PixelLoss = PLAIN,
-    constrain: Callable[[Array], Array] = lambda x: x,
+    scores: Array, label: Array, ignore_label: int, align_corners: bool, options: PixelLoss = PLAIN, **sizes: Any
 ) -> Array:
     """Return the `cross_entropy` of class scores f32 [B, h, w, C] at the label's size, at which they are never stored.
 
-    `matrices` and `constrain` are those of `row_sums`. `options` mine no hard examples, which compares all pixels.
+    `sizes` are `valid`, `real` and `constrain` of `resized_sum`. `options` mine no hard examples, which compares all
+    pixels.
     """
 
-    def sums(logits: Array, label: Array) -> Array:
-        per_pixel, _ = _pixel_losses(logits, label, options, axis=-2)
-        return jnp.where(label != ignore_label, per_pixel, 0.0).sum(-1)
+    def targets(label: Array) -> tuple[Array, Array]:
+        return _targets(label, scores.shape[-1], ignore_label, options, axis=-2)
 
-    total = row_sums(sums, scores, label, ignore_label, matrices, constrain).sum()
+    total = resized_sum(targets, scores, label, ignore_label, align_corners, **sizes)
     return total / _number(label, label != ignore_label, options)
 
 
-def _pixel_losses(logits: Array, label: Array, options: PixelLoss, axis: int) -> tuple[Array, Array]:
-    """Return of every pixel, void or not, its summand and its cross entropy alone; classes lie along `axis`."""
+def _targets(label: Array, classes: int, ignore_label: int, options: PixelLoss, axis: int) -> tuple[Array, Array]:
+    """Return of each pixel the weight of the log of its sum, and the weights of its logits, with classes along `axis`.
+
+    Their difference is the pixel's part of the cross entropy; both are 0 for void pixels.
+    """
     if options.class_weighting != "none":
         raise ValueError(f"Make class_weights of class_weighting={options.class_weighting!r} first.")
-    of_label = _one_hot(label, logits.shape[axis], axis)
-    log_sum = jax.nn.logsumexp(logits, axis)
+    counted = label != ignore_label
     # A masked sum picks the label's logit; unlike a gather its gradient is no scatter.
-    entropy = log_sum - jnp.where(of_label, logits, 0.0).sum(axis)
-    per_pixel = entropy
-    classes = jnp.asarray(options.class_weights or (1.0,) * logits.shape[axis], logits.dtype)
-    classes = jnp.expand_dims(classes, tuple(range(axis + 1, 0)))
+    own = _one_hot(jnp.where(counted, label, -1), classes, axis)
+    target = jnp.where(own, 1 - options.label_smoothing, 0.0)
+    each = jnp.asarray(options.class_weights or (1.0,) * classes, jnp.float32)
+    each = jnp.expand_dims(each, tuple(range(axis + 1, 0)))
     if options.class_weights:
-        per_pixel = per_pixel * jnp.where(of_label, classes, 0.0).sum(axis)
+        target = target * each
     if options.label_smoothing:
-        each = classes / logits.shape[axis]
-        even = log_sum * each.sum() - (logits * each).sum(axis)
-        per_pixel = (1 - options.label_smoothing) * per_pixel + options.label_smoothing * even
-    return per_pixel, entropy
+        target += jnp.where(jnp.expand_dims(counted, axis), each * (options.label_smoothing / classes), 0.0)
+    return target.sum(axis) if options.class_weights else counted.astype(jnp.float32), target
 
 
 def _number(label: Array, counted: Array, options: PixelLoss) -> Array:
@@ -284,11 +282,10 @@ def _map_loss(
     valid = (rows or canvas[0], canvas[1])
     real = -(-valid[0] * grid[0] // canvas[0])
     if not (options.dice or options.lovasz or options.ohem_threshold):
-        down, across = resize_matrices((real, grid[1]), canvas, valid, align_corners)
-        down = np.pad(down, ((0, 0), (0, grid[0] - real)))
-        entropy = resized_cross_entropy(scores, label, ignore_label, (down, across), options, constrain)
+        sizes: dict[str, Any] = {"valid": valid, "real": (real, grid[1]), "constrain": constrain}
+        entropy = resized_cross_entropy(scores, label, ignore_label, align_corners, options, **sizes)
         return options.cross_entropy * entropy, {}
-    exact = lax.Precision.HIGHEST  # as in `row_sums`
+    exact = lax.Precision.HIGHEST  # as in `resized_sum`
     logits = constrain(resize(scores, valid, align_corners, exact, valid=(real, grid[1]), canvas=canvas))
     total, regions = jnp.zeros(()), {}
     if options.cross_entropy:
