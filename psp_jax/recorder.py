@@ -114,6 +114,8 @@ class Recorder:
         """Tell what was compiled up to the first step: on the console now, in the logs with the next line."""
         self._progress.say(self._compiled.words())
         self._once = self._compiled.values()
+        if self._goodput:  # so that a start counts that is killed soon
+            self._goodput.write()
 
     def validated(self, step: int, scores: dict[str, float | None]) -> None:
         """Log the scores of a validation and what the time went into, and write the report anew."""

@@ -28,10 +28,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
         *("models", "data", "weights", "losses", "optimizer", "metrics", "progress", "workdir"),
         *("protocols", "cityscapes", "tally", "dotplot", "watchdog"),
     ),
-    ("checks", "config_file"),
+    ("checks", "config_file", "resized_sum"),
     (  # leaves
         *("command", "config", "parallel", "processes", "classes", "visualize", "interpolation", "download"),
-        *("region_losses", "resized_sum", "ablation_text", "atomic", "walltime", "preemption", "compile_cache"),
+        *("region_losses", "ablation_text", "atomic", "walltime", "preemption", "compile_cache"),
     ),
     ("rendezvous",),
 )
