@@ -1,6 +1,7 @@
 """The compiled training step that a configuration describes: one definition for training, planning and benchmarks."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -78,7 +79,7 @@ def build_step(
         ignore_label=ignore_label,
         dropout_seed=config.seed,
         bn_groups=checks.bn_groups(config),
-        by_rows=_by_rows(config, mesh),
+        rows_up_to=_rows_up_to(config, mesh),
         split=parallel.split_rows(
             mesh, config.train.batch_size, checks.crop_size(config)[0], config.model.output_stride
         ),
@@ -94,12 +95,16 @@ def _gathered(params: Any, dtype: Any, mesh: Mesh) -> Any:
     return jax.lax.with_sharding_constraint(as_computed(params, dtype), parallel.replicated(mesh))
 
 
-def _by_rows(config: ConfigDict, mesh: Mesh) -> bool:
-    """Say whether convolutions are by rows, which `auto` means where a TPU chip has one image or a part of one."""
+def _rows_up_to(config: ConfigDict, mesh: Mesh) -> float:
+    """Say up to how many channels convolutions are by rows; `auto`: all where a TPU chip has one image or less.
+
+    With more of them it is that of the images themselves, of which a register would hold three numbers a lane row.
+    """
     if config.model.convolutions == "auto":
         on_tpu = mesh.devices.flat[0].platform == "tpu"
-        return bool(on_tpu and config.train.batch_size == mesh.shape["data"])
-    return bool(config.model.convolutions == "rows")
+        whole = config.train.batch_size == mesh.shape["data"]
+        return (math.inf if whole else 3) if on_tpu else 0
+    return math.inf if config.model.convolutions == "rows" else 0
 
 
 def abstract_arguments(

@@ -4,6 +4,7 @@ Both are linear and separable, so a resize is two matrix products: static shapes
 size, and a gradient without scatter. (`jax.image.resize` has no align-corners mode and antialiases.)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -122,26 +123,34 @@ def _cells(length: int, bins: int, valid: Array) -> Array:
     return (position >= starts[..., None]) & (position < ends[..., None])
 
 
-def adaptive_average_pool(x: Array, bins: int, valid: Array | tuple[int, int] | None = None) -> Array:
-    """Average [B, H, W, C] over a bins x bins grid: [B, bins, bins, C], accumulated in float32.
+def adaptive_average_pools(x: Array, bins: Sequence[int], valid: Array | tuple[int, int] | None = None) -> list[Array]:
+    """Average [B, H, W, C] over a grid of n x n for each n of `bins`: [B, n, n, C], accumulated in float32.
 
-    Where `valid`, i32 [B, 2] or one pair, is given, the grid divides the first (height, width) of each map alone.
+    Where `valid`, i32 [B, 2] or one pair, is given, the grids divide the first (height, width) of each map alone.
     """
-    if not isinstance(valid, Array):
-        real = x.shape[1:3] if valid is None else valid
-        rows, columns = (
-            np.pad(average_weights(real[axis], bins), ((0, 0), (0, x.shape[1 + axis] - real[axis]))) for axis in (0, 1)
-        )
-        # Columns first: where rows are split over devices, the devices exchange no more than the bins.
-        pooled = jnp.einsum("wv,bhvc->bhwc", columns, x.astype(jnp.float32))
-        return jnp.einsum("hg,bgwc->bhwc", rows, pooled).astype(x.dtype)
-    cells = [_cells(x.shape[1 + axis], bins, valid[:, axis]).astype(jnp.float32) for axis in range(2)]
-    cells = [cell / cell.sum(-1, keepdims=True) for cell in cells]
-    pooled = jnp.einsum("bhg,bgwc->bhwc", cells[0], x.astype(jnp.float32))
-    return jnp.einsum("bwv,bhvc->bhwc", cells[1], pooled).astype(x.dtype)
+    down, across = ([_averages(x.shape[1 + axis], n, valid, axis) for n in bins] for axis in range(2))
+    # Columns first: where rows are split over devices, the devices exchange no more than the bins. Those of all grids
+    # at once, so that the map is read, and its gradient written, a single time.
+    strips = jnp.einsum("...wv,...hvc->...hwc", jnp.concatenate(across, -2), x.astype(jnp.float32))
+    split = jnp.split(strips, np.cumsum(bins)[:-1], axis=2)
+    return [jnp.einsum("...hg,...gwc->...hwc", *pair).astype(x.dtype) for pair in zip(down, split, strict=True)]
 
 
-def adaptive_max_pool(x: Array, bins: int, valid: Array | tuple[int, int] | None = None) -> Array:
+def _averages(length: int, bins: int, valid: Array | tuple[int, int] | None, axis: int) -> Any:
+    """Return the weights f32 [bins, length] of `adaptive_average_pools` along an axis; [B, bins, length] by image."""
+    if isinstance(valid, Array):
+        cells = _cells(length, bins, valid[:, axis]).astype(jnp.float32)
+        return cells / cells.sum(-1, keepdims=True)
+    real = length if valid is None else valid[axis]
+    return np.pad(average_weights(real, bins), ((0, 0), (0, length - real)))
+
+
+def adaptive_max_pools(x: Array, bins: Sequence[int], valid: Array | tuple[int, int] | None = None) -> list[Array]:
+    """Take the maximum of [B, H, W, C] over a grid of n x n for each n of `bins`; see `adaptive_average_pools`."""
+    return [_adaptive_max_pool(x, n, valid) for n in bins]
+
+
+def _adaptive_max_pool(x: Array, bins: int, valid: Array | tuple[int, int] | None) -> Array:
     """Take the maximum of [B, H, W, C] over a bins x bins grid of adaptive bins: [B, bins, bins, C].
 
     Where `valid`, i32 [B, 2] or one pair, is given, the grid divides the first (height, width) of each map alone.

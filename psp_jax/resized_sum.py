@@ -127,14 +127,11 @@ def _phases(
     label = label.reshape(images, height, rows, width, columns).transpose(2, 4, 0, 1, 3)
     label = label.reshape(rows, columns, images, height * width)
 
-    def pixels_last(x: Array) -> Array:  # in memory too; a convolution before it would have classes last
-        return with_layout_constraint(x, Layout((0, 1, 2)))
-
     def ahead(x: Array, pixels: int) -> Array:  # what comes around an end of the map is of void labels
         return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (-pixels, pixels, 0)))
 
     corners = (0, 1, width, width + 1)
-    flat = pixels_last(constrain(scores).reshape(images, -1, classes).swapaxes(1, 2))
+    flat = _as_is(_as_is(constrain(scores)).reshape(images, -1, classes).swapaxes(1, 2))
     taps = [ahead(flat, corner) for corner in corners]
 
     def add(totals: Any, row: tuple[Array, Array]) -> tuple[Any, None]:
@@ -149,7 +146,13 @@ def _phases(
     places = jnp.arange(rows, dtype=scores.dtype) / rows
     (value, *slopes), _ = lax.scan(add, start, (places, label), unroll=min(_UNROLL, rows))
     slope = functools.reduce(jnp.add, [ahead(x, -corner) for x, corner in zip(slopes, corners, strict=True)])
-    return value.sum(), constrain(pixels_last(slope).swapaxes(1, 2).reshape(scores.shape))
+    return value.sum(), constrain(_as_is(slope).swapaxes(1, 2).reshape(scores.shape))
+
+
+def _as_is(x: Array) -> Array:
+    """Return x, laid out in memory in the order of its axes, which to a TPU's compiler is but a view."""
+    layout = Layout(tuple(range(x.ndim)))
+    return lax.platform_dependent(x, tpu=lambda x: with_layout_constraint(x, layout), default=lambda x: x)
 
 
 def _row_of_phases(targets: Targets, left: Array, right: Array, label: Array) -> tuple[Array, Array, Array]:

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from psp_jax.config import defaults
-from psp_jax.interpolation import adaptive_average_pool, adaptive_max_pool, bin_edges, resize, resize_weights
+from psp_jax.interpolation import adaptive_average_pools, adaptive_max_pools, bin_edges, resize, resize_weights
 from psp_jax.models import build_model
 from psp_jax.models.layers import BatchNorm, max_pool
 
@@ -199,9 +199,11 @@ def test_resize_weights_sum_to_one() -> None:
 def test_adaptive_bins_overlap_as_in_torch() -> None:
     assert bin_edges(7, 3) == [(0, 3), (2, 5), (4, 7)]
     x = jnp.arange(7.0).reshape(1, 7, 1, 1) * jnp.ones((1, 7, 4, 1))
-    np.testing.assert_allclose(adaptive_average_pool(x, 3)[0, :, 0, 0], [1, 3, 5], atol=1e-6)
-    np.testing.assert_allclose(adaptive_max_pool(x, 3)[0, :, 0, 0], [2, 4, 6])
-    np.testing.assert_allclose(adaptive_average_pool(x[:, :2], 6)[0, :, 0, 0], [0, 0, 0, 1, 1, 1])
+    one, three = adaptive_average_pools(x, (1, 3))
+    np.testing.assert_allclose(one, [[[[3]]]], atol=1e-6)
+    np.testing.assert_allclose(three[0, :, 0, 0], [1, 3, 5], atol=1e-6)
+    np.testing.assert_allclose(adaptive_max_pools(x, (3,))[0][0, :, 0, 0], [2, 4, 6])
+    np.testing.assert_allclose(adaptive_average_pools(x[:, :2], (6,))[0][0, :, 0, 0], [0, 0, 0, 1, 1, 1])
 
 
 def test_batch_norm_statistics_by_hand() -> None:

@@ -25,15 +25,14 @@ def compiled_text(**fields: object) -> str:
 
 @pytest.mark.parametrize("convolutions", ["native", "rows"])
 def test_no_map_is_gathered(convolutions: str) -> None:
-    """Halo rows move, parameters are gathered, and of the maps only the class scores at feature resolution."""
+    """Halo rows move and parameters are gathered, but nothing of a map, be it the class scores."""
     text = compiled_text(**{"model.convolutions": convolutions})
     assert "collective-permute" in text
     assert not re.search(r" all-to-all(-start)?\(", text)
     gathered = re.findall(r"(?:f32|bf16|u8|s32)\[([\d,]+)\]\S* all-gather\(.*dimensions=\{(\d)\}", text)
     assert gathered
     # Along the batch or the rows; kernels [k, k, C, D] are cut along their channels.
-    maps = [shape for shape, axis in gathered if shape.count(",") == 3 and axis in "01"]
-    assert set(maps) == {f"1,16,15,{CLASSES}"}
+    assert not [shape for shape, axis in gathered if shape.count(",") == 3 and axis in "01"]
     # Convolutions by rows are of maps [B H, W, C].
     assert not [shape for shape, axis in gathered if shape.count(",") == 2 and axis == "0"]
     assert bool(re.search(r"window=\{size=3 ", text)) == (convolutions == "rows")

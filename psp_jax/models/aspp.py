@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.interpolation import adaptive_average_pool, resize_into
+from psp_jax.interpolation import adaptive_average_pools, resize_into
 from psp_jax.models.layers import Classifier, ConvBN, Valid, torch_default_init
 
 Array = jax.Array
@@ -38,7 +38,7 @@ class ASPPHead(nn.Module):
         """Map features [B, h, w, C], real in their first `valid` rows and columns, to logits f32 [B, h, w, classes]."""
         options: dict[str, Any] = {"kernel_init": torch_default_init, "dtype": self.dtype}
         size = (features.shape[1], features.shape[2])
-        pooled = adaptive_average_pool(features, 1, valid)
+        (pooled,) = adaptive_average_pools(features, (1,), valid)
         pooled = ConvBN(self.channels, 1, **options, name="image")(pooled, train)
         pooled = resize_into(pooled, size, valid, True)
         branches = [pooled, ConvBN(self.channels, 1, **options, name="branch0")(features, train, valid)]

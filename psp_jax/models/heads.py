@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.interpolation import adaptive_average_pool, adaptive_max_pool, resize_into, resize_matrices
+from psp_jax.interpolation import adaptive_average_pools, adaptive_max_pools, resize_into, resize_matrices
 from psp_jax.models.layers import Classifier, ConvBN, Valid, torch_default_init
 
 Array = jax.Array
 
-POOLS = {"average": adaptive_average_pool, "max": adaptive_max_pool}
+POOLS = {"average": adaptive_average_pools, "max": adaptive_max_pools}
 
 
 class FCNHead(nn.Module):
@@ -67,8 +67,7 @@ class PSPHead(nn.Module):
         """Map features [B, h, w, C], real in their first `valid` rows and columns, to logits f32 [B, h, w, classes]."""
         size = (features.shape[1], features.shape[2])
         levels = []
-        for bins in self.bins:
-            x = POOLS[self.pool](features, bins, valid)
+        for bins, x in zip(self.bins, POOLS[self.pool](features, self.bins, valid), strict=True):
             if self.reduce:
                 width = features.shape[-1] // len(self.bins)
                 x = ConvBN(width, 1, kernel_init=torch_default_init, dtype=self.dtype, name=f"level{bins}")(x, train)
