@@ -98,13 +98,16 @@ def _gathered(params: Any, dtype: Any, mesh: Mesh) -> Any:
 def _rows_up_to(config: ConfigDict, mesh: Mesh) -> float:
     """Say up to how many channels convolutions are by rows; `auto`: all where a TPU chip has one image or less.
 
-    With more of them it is that of the images themselves, of which a register would hold three numbers a lane row.
+    With more of them it is that of the images themselves, of which a register would hold three numbers a lane row. But
+    rows of several images that are spread over the same devices do not make a batch without being gathered.
     """
+    single = config.train.batch_size == mesh.shape["data"]
+    if config.model.convolutions == "native" or not (single or mesh.shape["spatial"] == 1):
+        return 0
     if config.model.convolutions == "auto":
         on_tpu = mesh.devices.flat[0].platform == "tpu"
-        whole = config.train.batch_size == mesh.shape["data"]
-        return (math.inf if whole else 3) if on_tpu else 0
-    return math.inf if config.model.convolutions == "rows" else 0
+        return (math.inf if single else 3) if on_tpu else 0
+    return math.inf
 
 
 def abstract_arguments(

@@ -23,19 +23,18 @@ def compiled_text(**fields: object) -> str:
     return step.lower(*build.abstract_arguments(config, model, optimizer, mesh)).compile().as_text()
 
 
-@pytest.mark.parametrize("convolutions", ["native", "rows"])
-def test_no_map_is_gathered(convolutions: str) -> None:
+@pytest.mark.parametrize(("convolutions", "images"), [("native", 2), ("rows", 2), ("rows", 4)])
+def test_no_map_is_gathered(convolutions: str, images: int) -> None:
     """Halo rows move and parameters are gathered, but nothing of a map, be it the class scores."""
-    text = compiled_text(**{"model.convolutions": convolutions})
+    text = compiled_text(**{"model.convolutions": convolutions, "train.batch_size": images})
     assert "collective-permute" in text
     assert not re.search(r" all-to-all(-start)?\(", text)
     gathered = re.findall(r"(?:f32|bf16|u8|s32)\[([\d,]+)\]\S* all-gather\(.*dimensions=\{(\d)\}", text)
     assert gathered
     # Along the batch or the rows; kernels [k, k, C, D] are cut along their channels.
     assert not [shape for shape, axis in gathered if shape.count(",") == 3 and axis in "01"]
-    # Convolutions by rows are of maps [B H, W, C].
-    assert not [shape for shape, axis in gathered if shape.count(",") == 2 and axis == "0"]
-    assert bool(re.search(r"window=\{size=3 ", text)) == (convolutions == "rows")
+    # Rows of several images that are spread over the same devices are no batch without being gathered.
+    assert ("convolve/stack" in text) == ((convolutions, images) == ("rows", 2))
     # Each device holds a share of the parameters.
     assert [shape for shape, axis in gathered if shape.startswith("3,3,") and axis in "23"]
 
