@@ -1,6 +1,6 @@
 """What a run survives: faults at any moment of it, and damaged inputs, by the long tests of tests/.
 
-    python benchmarks/reliability.py --output benchmarks/results/reliability.json
+    PYTHONPATH=. python benchmarks/reliability.py --output benchmarks/results/reliability.json
 
 Runs `pytest -m soak tests/test_soak.py tests/test_fuzz.py`, about an hour on two idle cores, and counts what the tests
 tell: faults put in and survived, steps lost beyond the last save, inputs tried, and those that raised anything but a
@@ -12,17 +12,16 @@ import argparse
 import collections
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from psp_jax.workdir import versions, write_json
+from benchmarks.record import header
+from psp_jax.workdir import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIABLE = "PSP_JAX_RELIABILITY_LOG"  # as in tests/reliability_log.py
@@ -85,15 +84,7 @@ def main() -> None:
         rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
     if not rows:
         raise SystemExit(f"The tests told nothing ({ended}); see what pytest says above.")
-    facts = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "versions": versions(),
-        "pytest": ended,
-    }
-    write_json(args.output, facts | count(rows))
+    write_json(args.output, header() | {"pytest": ended} | count(rows))
     if status:
         raise SystemExit(f"pytest ended with {ended}; {args.output} tells what came until then.")
 
