@@ -131,9 +131,10 @@ def adaptive_average_pools(x: Array, bins: Sequence[int], valid: Array | tuple[i
     down, across = ([_averages(x.shape[1 + axis], n, valid, axis) for n in bins] for axis in range(2))
     # Columns first: where rows are split over devices, the devices exchange no more than the bins. Those of all grids
     # at once, so that the map is read, and its gradient written, a single time.
-    strips = jnp.einsum("...wv,...hvc->...hwc", jnp.concatenate(across, -2), x.astype(jnp.float32))
-    split = jnp.split(strips, np.cumsum(bins)[:-1], axis=2)
-    return [jnp.einsum("...hg,...gwc->...hwc", *pair).astype(x.dtype) for pair in zip(down, split, strict=True)]
+    joined = (jnp if isinstance(valid, Array) else np).concatenate(across, -2)
+    strips = jnp.einsum("...wv,...hvc->...hwc", joined, x.astype(jnp.float32))
+    parts = [lax.slice_in_dim(strips, end - n, end, axis=2) for n, end in zip(bins, np.cumsum(bins), strict=True)]
+    return [jnp.einsum("...hg,...gwc->...hwc", *pair).astype(x.dtype) for pair in zip(down, parts, strict=True)]
 
 
 def _averages(length: int, bins: int, valid: Array | tuple[int, int] | None, axis: int) -> Any:
