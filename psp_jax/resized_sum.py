@@ -158,7 +158,7 @@ def _as_is(x: Array) -> Array:
 def _row_of_phases(targets: Targets, left: Array, right: Array, label: Array) -> tuple[Array, Array, Array]:
     """Return the sum [B, n] of what phases between left and right f32 [B, C, n] add, and its gradient in both.
 
-    Barriers keep the logits out of memory, as large as it all: they are made thrice, each time for all phases at once.
+    Barriers keep the logits out of memory: they are made thrice from the two, each time for all phases at once.
     """
     shares = [i / len(label) for i in range(len(label))]
     weights, hits = zip(*map(targets, label), strict=True)
