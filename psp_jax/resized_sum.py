@@ -19,6 +19,8 @@ from psp_jax.interpolation import resize_matrices
 
 Array = jax.Array
 Constrain = Callable[[Array], Array]
+# Of scores and label: the sum, a scalar, and its gradient in the scores.
+GradientOf = Callable[[Array, Array], tuple[Array, Array]]
 # Of labels [..., n]: weights f32 [..., n] and targets f32 [..., C, n], which make the loss of a pixel of scores z:
 # weight * logsumexp(z) - (target * z).sum().
 Targets = Callable[[Array], tuple[Array, Array]]
@@ -62,18 +64,16 @@ def resized_sum(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(gradient_of: Callable[[Array, Array], tuple[Array, Array]], scores: Array, label: Array) -> Array:
-    """Return the first of what `gradient_of` gives: a scalar, and its gradient in the scores."""
+def _sum(gradient_of: GradientOf, scores: Array, label: Array) -> Array:
+    """Return the sum alone; its gradient is made with it, not from it."""
     return gradient_of(scores, label)[0]
 
 
-def _forward(
-    gradient_of: Callable[[Array, Array], tuple[Array, Array]], scores: Array, label: Array
-) -> tuple[Array, Array]:
+def _forward(gradient_of: GradientOf, scores: Array, label: Array) -> tuple[Array, Array]:
     return gradient_of(scores, label)
 
 
-def _backward(_: Callable[[Array, Array], tuple[Array, Array]], gradient: Array, factor: Array) -> tuple[Array, None]:
+def _backward(_: GradientOf, gradient: Array, factor: Array) -> tuple[Array, None]:
     return gradient * factor, None
 
 
