@@ -2,13 +2,13 @@
 
     python benchmarks/input_pipeline.py --archive ADEChallengeData2016.zip --output benchmarks/results/input_cpu.json
 
-Both sides take turns in this one process, from the same images: ours from prepared records (ArrayRecord) to batches, by
-the function that training calls; the chain from files, as util/dataset.py and util/transform.py of hszhao/semseg do it
-with OpenCV and float32: resize the whole image, rotate it, blur, mirror, pad, crop, normalise, stack. Images per second
-and core are per second of processor time of all threads, so that other programs of the machine count little; a turn of
-ours begins with nothing read ahead and ends with its threads. Without an archive the images are made up, of ADE20K's
-usual size. Then the pipeline with worker processes: images per second of wall time, and the memory that each worker has
-for itself.
+Both sides take turns in one thread of this process, from the same images, as a worker process of each computes its
+batches: ours from prepared records (ArrayRecord), by what training's workers call; the chain from files, as
+util/dataset.py and util/transform.py of hszhao/semseg do it with OpenCV and float32: resize the whole image, rotate it,
+blur, mirror, pad, crop, normalise, stack. The way from the worker to the main process is left out on both sides. Images
+per second and core are per second of processor time, so that other programs of the machine count little. Without an
+archive the images are made up, of ADE20K's usual size. Then the pipeline whole, with worker processes: images per
+second of wall time, and the memory that each worker has for itself.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.record import header, publish
 from psp_jax.data.decode import decode_annotation, decode_image
-from psp_jax.data.pipeline import train_batches
+from psp_jax.data.pipeline import train_batches, train_rows
 from psp_jax.data.prepared import ensure_prepared
 from psp_jax.data.source import Source
 from psp_jax.data.transforms import DEFAULT_SETTINGS, augment
@@ -114,12 +114,11 @@ def measure_sides(source: Source, files: list[tuple[str, str]], batch: int, roun
     rng, times = np.random.default_rng(0), {"psp_jax": [], "semseg chain": []}  # type: dict[str, list[float]]
     steps = 4
 
+    batches = train_rows(source, CROP, batch, seed=0)
+
     def ours(turn: int) -> None:
-        places = {"start_step": turn * steps, "num_steps": steps}
-        batches = train_batches(source, crop_size=CROP, batch_size=batch, seed=0, **places)
-        for _ in batches:  # to the end, so that no thread of it works on in the other's turn
-            pass
-        batches.close()
+        for step in range(turn * steps, (turn + 1) * steps):
+            batches[step]
 
     def theirs(turn: int) -> None:
         for _ in range(steps):
@@ -212,7 +211,7 @@ def main() -> None:
     """Parse the flags, measure, print and record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--archive", type=Path, help="ADEChallengeData2016.zip, or one of a few of its images")
-    parser.add_argument("--images", type=int, default=48, help="records; few images are repeated")
+    parser.add_argument("--images", type=int, default=1000, help="records; few images are repeated")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from psp_jax import checks, parallel
 from psp_jax.losses import PixelLoss
+from psp_jax.models.lowering import Lowering
 from psp_jax.models.segmentor import DTYPES
 from psp_jax.optimizer import poly_schedule, sgd
 from psp_jax.train_step import (
@@ -79,7 +80,7 @@ def build_step(
         ignore_label=ignore_label,
         dropout_seed=config.seed,
         bn_groups=checks.bn_groups(config),
-        rows_up_to=_rows_up_to(config, mesh),
+        lowering=choose_lowering(config, mesh),
         split=parallel.split_rows(
             mesh, config.train.batch_size, checks.crop_size(config)[0], config.model.output_stride
         ),
@@ -95,19 +96,19 @@ def _gathered(params: Any, dtype: Any, mesh: Mesh) -> Any:
     return jax.lax.with_sharding_constraint(as_computed(params, dtype), parallel.replicated(mesh))
 
 
-def _rows_up_to(config: ConfigDict, mesh: Mesh) -> float:
-    """Say up to how many channels convolutions are by rows; `auto`: all where a TPU chip has one image or less.
+def choose_lowering(config: ConfigDict, mesh: Mesh) -> Lowering:
+    """Choose how convolutions are computed; `auto` is by rows where a TPU chip has one image or less.
 
-    With more of them it is that of the images themselves, of which a register would hold three numbers a lane row. But
-    rows of several images that are spread over the same devices do not make a batch without being gathered.
+    With more of them it is those of the images themselves alone, of which a register would hold three numbers a lane
+    row. But rows of several images that are spread over the same devices do not make a batch without being gathered. On
+    a CPU `auto` makes products of the 1x1 convolutions; strided ones would be gathered where rows are spread.
     """
-    single = config.train.batch_size == mesh.shape["data"]
-    if config.model.convolutions == "native" or not (single or mesh.shape["spatial"] == 1):
-        return 0
+    single, whole = config.train.batch_size == mesh.shape["data"], mesh.shape["spatial"] == 1
+    platform = mesh.devices.flat[0].platform
     if config.model.convolutions == "auto":
-        on_tpu = mesh.devices.flat[0].platform == "tpu"
-        return (math.inf if single else 3) if on_tpu else 0
-    return math.inf
+        rows = (math.inf if single else 3) if platform == "tpu" and (single or whole) else 0
+        return Lowering(rows, products=platform == "cpu" and whole)
+    return Lowering(math.inf if config.model.convolutions == "rows" and (single or whole) else 0)
 
 
 def abstract_arguments(

@@ -14,6 +14,7 @@ from flax import linen as nn
 from psp_jax import parallel
 from psp_jax.losses import PLAIN, PixelLoss, segmentation_loss
 from psp_jax.models.layers import BatchNorm, Conv, ConvBN
+from psp_jax.models.lowering import NATIVE, Lowering, product
 from psp_jax.models.row_convolution import convolve_rows
 from psp_jax.parallel import RowSplit
 
@@ -117,7 +118,7 @@ def make_train_step(
     pixel_loss: PixelLoss = PLAIN,
     ema_decay: float = 0.0,
     bn_groups: int = 1,
-    rows_up_to: float = 0,
+    lowering: Lowering = NATIVE,
     split: RowSplit | None = None,
     gather: Callable[[Any], Any] = lambda tree: tree,
     spread: Callable[[Any], Any] = lambda tree: tree,
@@ -125,11 +126,11 @@ def make_train_step(
     """Return the pure function (state, global batch) -> (state, metrics) of one optimizer step.
 
     A batch is {"image": u8 [B, H, W, 3], "label": u8 [B, H, W]}. Dropout follows from `dropout_seed` and the step.
-    Batch norm takes its statistics over `bn_groups` equal parts of the batch. Convolutions of at most `rows_up_to`
-    channels are by rows (`psp_jax.models.row_convolution`). With `split` the rows of every image are spread over
-    devices. `gather` makes the parameters to compute with, `spread` places gradients as the parameters are. Metrics are
-    scalars: loss, the parts that `segmentation_loss` names, grad_norm, state_norm of the new parameters, statistics and
-    running mean (of `ema_decay`); `skipped` is 1 where one is not finite and the step changes its number alone, else 0.
+    Batch norm takes its statistics over `bn_groups` equal parts of the batch. Convolutions are computed as `lowering`
+    says. With `split` the rows of every image are spread over devices. `gather` makes the parameters to compute with,
+    `spread` places gradients as the parameters are. Metrics are scalars: loss, the parts that `segmentation_loss`
+    names, grad_norm, state_norm of the new parameters, statistics and running mean (of `ema_decay`); `skipped` is 1
+    where one is not finite and the step changes its number alone, else 0.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -143,7 +144,7 @@ def make_train_step(
 
         def loss_fn(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
             variables = {"params": gather(params), "batch_stats": state.batch_stats}
-            with nn.intercept_methods(functools.partial(_as_trained, bn_groups, (len(image), rows_up_to), split)):
+            with nn.intercept_methods(functools.partial(_as_trained, bn_groups, lowering, len(image), split)):
                 outputs, updates = model.apply(variables, image, True, valid, mutable=["batch_stats"], rngs=rngs)
             loss, parts = segmentation_loss(
                 outputs,
@@ -190,7 +191,8 @@ def _updated(
 
 def _as_trained(
     bn_groups: int,
-    by_rows: tuple[int, float],
+    lowering: Lowering,
+    images: int,
     split: RowSplit | None,
     call: Callable[..., Any],
     args: Any,
@@ -203,8 +205,10 @@ def _as_trained(
         return call(*args, **kwargs, groups=bn_groups)
     if isinstance(layer, Conv) and context.method_name == "convolve":
         x, kernel = (array.astype(layer.dtype) for array in args)
-        if len(x) == by_rows[0] and x.shape[-1] <= by_rows[1]:  # maps in phases are a larger batch already
+        if len(x) == images and x.shape[-1] <= lowering.rows_up_to:  # maps in phases are a larger batch already
             return convolve_rows(x, kernel, layer.stride, layer.dilation, layer.padding)
+        if lowering.products and layer.kernel_size == 1:
+            return product(x[:, :: layer.stride, :: layer.stride], kernel[0, 0])
     x = call(*args, **kwargs)
     return split.constrain(x) if split is not None and isinstance(layer, ConvBN) else x
 

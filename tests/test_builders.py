@@ -246,7 +246,7 @@ def test_damaged_records_are_refused(tmp_path: Path) -> None:
 
 def test_a_record_that_cannot_be_decoded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another version of OpenCV may refuse what passed the check; skipping the check stands for that."""
-    monkeypatch.setattr("psp_jax.data.builders.base.check_pair", lambda pair, classes: (24, 32))
+    monkeypatch.setattr("psp_jax.data.builders.base.check_pair", lambda pair, classes: np.zeros((24, 32), np.uint8))
     root = data_sets.write_folder(tmp_path / "mine", {"train": 2})
     (root / "images/train/photo001.jpg").write_bytes(b"no image")
     folder, table = open_folder(root, None)

@@ -7,8 +7,10 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
+from psp_jax import build, parallel
 from psp_jax.config import defaults
 from psp_jax.models import build_model
+from psp_jax.models.lowering import Lowering, product
 from psp_jax.models.phases import divides, from_phases, to_phases
 from psp_jax.models.row_convolution import convolve_rows
 
@@ -74,3 +76,31 @@ def test_the_same_network(depth: int, first_block: str, side: int) -> None:
     with nn.intercept_methods(by_rows):
         ours = jax.jit(lambda x: plain.apply(variables, x, train=False)["logits"])(image)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "features"), [(5, 7), (7, 5)])
+def test_a_product_is_the_convolution_of_a_single_cell(channels: int, features: int) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 9, 8, channels)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(channels, features)), jnp.float32)
+
+    def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x, kernel[None, None], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    expected, pull = jax.vjp(native, x, kernel)
+    ours, our_pull = jax.vjp(product, x, kernel)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    weights = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    for mine, theirs in zip(our_pull(weights), pull(weights), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cpu_computes_products_and_rows_that_are_spread_do_not() -> None:
+    config = defaults()
+    config.train.update(batch_size=8)
+    for spatial, convolutions, found in ((1, "auto", True), (2, "auto", False), (1, "native", False)):
+        config.mesh.spatial, config.model.convolutions = spatial, convolutions
+        mesh = parallel.make_mesh(-1, spatial)
+        assert build.choose_lowering(config, mesh) == Lowering(0, products=found)

@@ -61,6 +61,20 @@ def train_batches(
     Raises ValueError if the split is empty or the batch does not divide; `next` raises it, naming the record, for one
     that cannot be read.
     """
+    batches = train_rows(source, crop_size, batch_size, seed, shard_index, shard_count, augment)
+    return _iterate(batches, start_step, sys.maxsize if num_steps is None else start_step + num_steps, num_workers)
+
+
+def train_rows(
+    source: Source,
+    crop_size: Size,
+    batch_size: int,
+    seed: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    augment: AugmentSettings = DEFAULT_SETTINGS,
+) -> "HostBatches":
+    """Returns what threads or workers compute for `train_batches`: this host's rows by step, one thread a call."""
     import grain
 
     examples = (
@@ -70,8 +84,7 @@ def train_batches(
         .repeat()
         .random_map(_TrainExample(source, crop_size, augment))
     )
-    batches = _host_batches(source, examples, batch_size, shard_index, shard_count)
-    return _iterate(batches, start_step, sys.maxsize if num_steps is None else start_step + num_steps, num_workers)
+    return _host_batches(source, examples, batch_size, shard_index, shard_count)
 
 
 def eval_batches(
@@ -102,7 +115,7 @@ def eval_batches(
 
 def _host_batches(
     source: Source, examples: "_Examples", batch_size: int, shard_index: int, shard_count: int
-) -> "_HostBatches":
+) -> "HostBatches":
     """Cuts this host's rows out of the global batches."""
     if not len(source):
         raise ValueError("The split holds no records; prepare the data set again or choose another split.")
@@ -111,10 +124,10 @@ def _host_batches(
             f"The global batch size {batch_size} does not divide among {shard_count} hosts; make it a multiple of that."
         )
     rows = batch_size // shard_count
-    return _HostBatches(examples, batch_size, shard_index * rows, rows)
+    return HostBatches(examples, batch_size, shard_index * rows, rows)
 
 
-def _iterate(batches: "_HostBatches", start: int, stop: int, num_workers: int) -> BatchIterator:
+def _iterate(batches: "HostBatches", start: int, stop: int, num_workers: int) -> BatchIterator:
     if num_workers:
         return WorkerPool(batches, start, stop, num_workers)
     import grain
@@ -129,7 +142,7 @@ class _Examples(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class _HostBatches:
+class HostBatches:
     """This host's rows of global batch k: contiguous ones, since dropout masks depend on the row."""
 
     examples: _Examples

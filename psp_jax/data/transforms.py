@@ -225,15 +225,17 @@ def _warp_image(image: U8, augmentation: Augmentation, corner: Size, size: Size)
     down, right = 1.0 / scales[0], 1.0 / scales[1]
     to_source = np.array([[right, 0.0, 0.5 * right - 0.5], [0.0, down, 0.5 * down - 0.5], [0.0, 0.0, 1.0]])
     matrix = (to_source @ _canvas_to_scaled(augmentation, canvas, corner))[:2]
-    # A scaled image repeats its edge pixels (as cv2.resize does), a rotated one fades into the fill.
-    return cv2.warpAffine(
-        image,
+    # A scaled image repeats its edge pixels (as cv2.resize does), a rotated one fades into the fill. With a fourth
+    # channel the warp gives the same numbers in half the time.
+    warped = cv2.warpAffine(
+        cv2.cvtColor(image, cv2.COLOR_RGB2RGBA),
         matrix,
         (size[1], size[0]),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_CONSTANT if augmentation.angle else cv2.BORDER_REPLICATE,
         borderValue=PIXEL_FILL,
     )
+    return np.asarray(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB))
 
 
 def _warp_label(label: U8, augmentation: Augmentation, corner: Size, size: Size) -> np.ndarray:
