@@ -1,6 +1,7 @@
 """Builders and sources: what is written comes back to the bit, and bad pairs are refused in words."""
 
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -239,6 +240,12 @@ def test_damaged_records_are_refused(tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(ValueError, match=f"{shard.name} is missing; delete the folder"):
         Source(directory, "train")
+    facts = json.loads((directory / "metadata.json").read_text("utf-8"))
+    for sizes in ([24], [24, 32, 3], [24, 0], [24, "32"], None):
+        facts["max_size"]["train"] = sizes
+        (directory / "metadata.json").write_text(json.dumps(facts), "utf-8")
+        with pytest.raises(ValueError, match=r"A \.json file in .* is damaged .*; delete the folder"):
+            Source(directory, "train")
     (directory / "metadata.json").unlink()
     with pytest.raises(ValueError, match=r"prepared only in part, metadata\.json is missing; delete the folder"):
         Source(directory, "train")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from psp_jax import classes
 from psp_jax.data import decode
-from psp_jax.data.builders.base import Pair, check_pair
+from psp_jax.data.builders.base import Pair, check_pair, encode_annotation
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 THREE = classes.ClassTable.from_dict({"names": ["road", "tree", "sky"], "ignore": 255}, "three")
@@ -96,7 +96,14 @@ def test_few_bit_grey_annotations_are_not_stretched(bits: int) -> None:
 
 def test_16_bit_annotations() -> None:
     values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4
-    decoded = decode.decode_annotation(data_sets.encode(values), "a.png")
+    decoded = decode.decode.decode_annotation(data_sets.encode(values), "a.png")
     assert decoded.dtype == np.uint8 and (decoded == values).all()
     with pytest.raises(ValueError, match=r"a\.png holds the value 504"):
-        decode.decode_annotation(data_sets.encode(values * 2), "a.png")
+        decode.decode.decode_annotation(data_sets.encode(values * 2), "a.png")
+
+
+def test_records_hold_annotations_as_grey_values() -> None:
+    label = data_sets.annotation(0, 3)
+    packed = encode_annotation(decode.decode_annotation(data_sets.palette_png(label), ""))
+    assert packed[24:26] == bytes([8, decode.PNG_GREY])  # bits of a pixel, colour type
+    np.testing.assert_array_equal(decode.decode_annotation(packed, ""), label)

@@ -15,10 +15,10 @@ from benchmarks import reliability
 def test_faults_and_inputs_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reliability.VARIABLE == VARIABLE
     monkeypatch.setenv(VARIABLE, str(tmp_path / "log"))
-    for came, lost in ((True, 0), (True, 3), (False, 0)):
+    for came, lost, again in ((True, 0, 0), (True, 1, 3), (False, 0, 0)):
         with fault(signal="SIGKILL", activity="step") as facts:
-            facts |= {"came": came, "lost": lost}
-    with pytest.raises(ZeroDivisionError), fault(signal="clock", activity="all", lost=0):
+            facts |= {"came": came, "lost": lost, "again": again}
+    with pytest.raises(ZeroDivisionError), fault(signal="clock", activity="all", again=0):
         raise ZeroDivisionError
     for same in (True, False):
         record("run", signal="SIGKILL", same=same)
@@ -29,7 +29,8 @@ def test_faults_and_inputs_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
         "faults": {"SIGKILL": 2, "clock": 1},
         "faults_survived": 2,
         "faults_by_activity": {"step": 2, "all": 1},
-        "steps_lost_beyond_the_last_save": {"0": 2, "3": 1},
+        "saved_steps_lost": 1,
+        "faults_by_steps_taken_again": {"0": 2, "3": 1},
         "runs_finished_after_kills": 2,
         "runs_finished_after_kills_bit_for_bit_as_undisturbed": 1,
         "inputs": 4,

@@ -159,7 +159,8 @@ def _descriptions(directory: Path) -> tuple[tfds.core.DatasetInfo, dict[str, Any
     if set(info.features) != {"image", "annotation", "id"}:
         raise ValueError(f"features.json has the features {', '.join(info.features)}")
     for split in info.splits:
-        if not all(isinstance(side, int) and 0 < side < 2**31 for side in metadata["max_size"][split]):
+        height, width = metadata["max_size"][split]
+        if not all(isinstance(side, int) and 0 < side < 2**31 for side in (height, width)):
             raise ValueError(f"{METADATA_FILE} has no size of {split}")
     ClassTable.from_dict(metadata["classes"])
     return info, metadata
