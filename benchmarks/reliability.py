@@ -4,8 +4,9 @@
 
 Runs `pytest -m soak tests/test_soak.py tests/test_fuzz.py`, a quarter of an hour on two idle cores, and counts what the
 tests tell: faults put in and survived, saved steps that were lost, steps since the last save that the next start took
-again, inputs tried, and those that raised anything but a refusal in one sentence. With --minutes it ends earlier. With --log several runs add up, and so do tests that were run
-by hand with PSP_JAX_RELIABILITY_LOG set to that file; --minutes 0 then only counts.
+again, inputs tried, and those that raised anything but a refusal in one sentence. With --minutes it ends earlier. With
+--log several runs add up, and so do tests that were run by hand with PSP_JAX_RELIABILITY_LOG set to that file;
+--minutes 0 then only counts.
 """
 
 import argparse

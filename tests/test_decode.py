@@ -96,10 +96,10 @@ def test_few_bit_grey_annotations_are_not_stretched(bits: int) -> None:
 
 def test_16_bit_annotations() -> None:
     values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4
-    decoded = decode.decode.decode_annotation(data_sets.encode(values), "a.png")
+    decoded = decode.decode_annotation(data_sets.encode(values), "a.png")
     assert decoded.dtype == np.uint8 and (decoded == values).all()
     with pytest.raises(ValueError, match=r"a\.png holds the value 504"):
-        decode.decode.decode_annotation(data_sets.encode(values * 2), "a.png")
+        decode.decode_annotation(data_sets.encode(values * 2), "a.png")
 
 
 def test_records_hold_annotations_as_grey_values() -> None:
