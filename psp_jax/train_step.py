@@ -181,12 +181,39 @@ def _updated(
     params = optax.apply_updates(state.params, updates)
     new = TrainState(state.step + 1, params, batch_stats, opt_state, _average(state, params, ema_decay))
     kept = (new.params, new.batch_stats, new.averaged)  # whatever goes wrong in an update shows in their norm
-    grad_norm, state_norm = optax.tree.norm(gradients), optax.tree.norm(kept)
+    grad_norm, state_norm = optax.tree.norm(_packed(gradients)), optax.tree.norm(_packed(kept))
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(state_norm)
-    old = replace(state, step=new.step)
-    chosen = jax.tree.map(lambda ours, former: jnp.where(finite, ours, former), new, old)
+    ours, former = _packed(new), _packed(replace(state, step=new.step))
+    chosen = _unpacked([jnp.where(finite, *pair) for pair in zip(ours, former, strict=True)], new)
     skipped = 1.0 - finite.astype(jnp.float32)
     return chosen, {"grad_norm": grad_norm, "state_norm": state_norm, "skipped": skipped}
+
+
+def _packed(tree: Any) -> list[Array]:
+    """Return the arrays of a tree, its vectors of float32 end to end in a last one, for what is done to each number.
+
+    A network has hundreds of them, of a few hundred numbers each, and a device takes its time for every small array.
+    """
+    leaves = jax.tree.leaves(tree)
+    vectors = [x for x in leaves if _is_vector(x)]
+    return [x for x in leaves if not _is_vector(x)] + ([jnp.concatenate(vectors)] if vectors else [])
+
+
+def _unpacked(packed: list[Array], like: Any) -> Any:
+    """Undo `_packed` of a tree with the structure and the shapes of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    others, start = iter(packed), 0
+    for i, x in enumerate(leaves):
+        if _is_vector(x):
+            leaves[i] = packed[-1][start : start + x.size]
+            start += x.size
+        else:
+            leaves[i] = next(others)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _is_vector(x: Array) -> bool:
+    return x.ndim == 1 and x.dtype == jnp.float32
 
 
 def _as_trained(
