@@ -12,7 +12,7 @@ from flax import linen as nn
 from psp_jax import parallel
 from psp_jax.models.layers import BatchNorm
 from psp_jax.replay import Looks
-from psp_jax.train_step import StepFunction, TrainState, create_state, make_train_step
+from psp_jax.train_step import StepFunction, TrainState, _packed, _unpacked, create_state, make_train_step
 
 SGD = optax.sgd(0.5)
 
@@ -115,3 +115,16 @@ def test_a_replayed_step_tells_which_layers_and_gradients_are_not_finite() -> No
             step_fn(state, batch(0))
         layers, gradients = (["Dense_0", "the network"], names) if broken_bias else ([], [])
         assert looks.told() == {"layers, from the image on": layers, "gradients": gradients}
+
+
+def test_vectors_are_packed_and_unpacked() -> None:
+    tree = {"bias": jnp.arange(3.0), "kernel": jnp.ones((2, 3)), "count": jnp.zeros((), jnp.int32)}
+    tree |= {"scale": jnp.arange(5.0), "ids": jnp.arange(2)}
+    packed = _packed(tree)
+    assert sorted(x.shape for x in packed) == [(), (2,), (2, 3), (8,)]
+    doubled = jax.tree.map(lambda x: 2 * x, tree)
+    jax.tree.map(np.testing.assert_array_equal, _unpacked([2 * x for x in packed], tree), doubled)
+    assert jax.tree.leaves(_unpacked(_packed({"kernel": jnp.ones((2, 3))}), {"kernel": jnp.ones((2, 3))}))[0].shape == (
+        2,
+        3,
+    )
