@@ -11,6 +11,7 @@ _REMEDIES = {
     (errno.ENOSPC, errno.EDQUOT): "free space there, or raise the quota",
     (errno.EFBIG,): "raise the limit on the size of files (ulimit -f)",
     (errno.EACCES, errno.EPERM, errno.EROFS): "make it writable for this user",
+    (errno.EEXIST, errno.ENOTDIR): "a file is in its way, move that or choose another folder",
 }
 
 
@@ -36,6 +37,12 @@ def naming(path: Path, *also: Path) -> Iterator[None]:
         raise
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none yet; a failure names it and what helps."""
+    with naming(path, *path.parents):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def remedy(error: BaseException) -> str:
     """Return what a failure to write says, and what helps where that is known.
 
@@ -56,7 +63,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     `path` must be absolute, since "." has no name to write beside, and must not exist or be an empty folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as folder:
         partial = Path(folder) / path.name  # one below, since the folder is closed to others
         yield partial

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from psp_jax.atomic import make_folder
 from psp_jax.classes import ClassTable
 from psp_jax.command import run_command
 from psp_jax.config_file import read_config
@@ -45,7 +46,7 @@ def check_data(data: ConfigDict, output: Path) -> list[Finding]:
         raise ValueError("config.data.dir is empty; set --config.data.dir=DIR to the folder of your data set.")
     where: dict[str, Any] = {"prepared_dir": data.prepared_dir, "classes": data.classes or None}
     contents = open_contents(data.name, data.dir, data.train_split, **where)
-    output.mkdir(parents=True, exist_ok=True)  # before the work, in case that it cannot be
+    make_folder(output)  # before the work, in case that it cannot be
     found = Findings(contents.classes, list(contents.counts))
     for field in ("train_split", "eval_split"):
         names = data[field].split("+")

@@ -92,7 +92,10 @@ def damage(directory: Path, thorough: bool = True) -> str:
     try:
         if not (directory / CHECKSUMS).exists():
             return _damage_of_old(directory, thorough)
-        for name, (size, checksum) in read_json(directory / CHECKSUMS).items():
+        sums = read_json(directory / CHECKSUMS)
+        if missing := {"variables", "training"} - {name.partition("/")[0] for name in sums}:
+            return f"{CHECKSUMS} has nothing of {' and '.join(sorted(missing))}"
+        for name, (size, checksum) in sums.items():
             path = directory / name
             if not path.is_file():
                 return f"{name} is missing"
@@ -107,6 +110,10 @@ def damage(directory: Path, thorough: bool = True) -> str:
 
 def _damage_of_old(directory: Path, thorough: bool) -> str:
     """Return what can be found wrong with a checkpoint of a version that wrote no checksums."""
+    # A later version may have gone on from it, but it cannot have come after one.
+    sealed = [step for step in steps_in(directory.parent) if (directory.parent / str(step) / CHECKSUMS).exists()]
+    if directory.name.isdecimal() and any(step < int(directory.name) for step in sealed):
+        return f"{CHECKSUMS} is missing"
     for item in ("variables", "training"):
         if not (directory / item).is_dir():
             return f"{item} is missing"
@@ -137,7 +144,10 @@ def steps_in(directory: Path) -> list[int]:
 def move_damaged(directory: Path, step: int) -> Path:
     """Rename the checkpoint of `step` in `directory`, over one that had that name, and return where it is."""
     aside = directory / f"damaged-{step}"
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
     (directory / str(step)).rename(aside)
     return aside
 
@@ -146,6 +156,8 @@ def bring_back(directory: Path, say: Callable[[str], None]) -> None:
     """Give checkpoints that made way their names again; where there is a new one, and it is whole, delete them."""
     for path in list(directory.glob(f"{REPLACED}*")):
         former = directory / path.name.removeprefix(REPLACED)
+        if not former.name.isdecimal():
+            continue  # none of ours
         if former.exists():
             if not (words := damage(former)):
                 shutil.rmtree(path)

@@ -65,7 +65,7 @@ class Run:
             kept = (
                 f"is in {folder}, and python -m psp_jax.replay --bundle {folder} tells what of it is not finite first"
             )
-        except OSError as error:  # must not hide why the run ends
+        except (OSError, ValueError) as error:  # must not hide why the run ends
             kept = f"could not be kept: {str(error).rstrip('.')}"
         raise TrainingDiverged(
             f"Steps {done - self.recorder.row + 1} to {done} were not finite, the last with the images {some(images)}; "

@@ -213,6 +213,7 @@ def _tell_result(files: Files, classes: Mapping[str, Any], config: Path) -> None
     print(f"{config.parent}: {splits}; {len(classes['names'])} classes: {shown}; void is {classes['ignore']}")
     print("next:")
     print(f"  python -m psp_jax.check_data --config {file}")
+    print(f"  on a CPU, first uncomment the smaller network in {file}")
     print(f"  python -m psp_jax.main --config {file} --workdir runs/{shlex.quote(config.parent.resolve().name)}")
 
 

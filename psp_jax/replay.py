@@ -10,6 +10,8 @@ whatever is found.
 import argparse
 import contextlib
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +79,19 @@ def _names(tree: Any) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
+def _read(bundle: Path) -> tuple[ConfigDict, dict[str, Any], int, dict[str, np.ndarray]]:
+    """Return the configuration, what was resolved of it, the step and the batch of a bundle."""
+    try:
+        record, step = read_json(bundle / "config.json"), int(read_json(bundle / STEP)["step"])
+        resolved = {name: record["resolved"][name] for name in ("steps", "class_weights")}
+        with np.load(bundle / BATCH) as arrays:
+            batch = {name: arrays[name] for name in ("image", "label")}
+        return ConfigDict(record["config"]), resolved, step, batch
+    except (OSError, LookupError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        words = " ".join(str(error).split())[:300]
+        raise ValueError(f"{bundle} is damaged ({type(error).__name__}: {words}); copy it anew from its run.") from None
+
+
 def _restore(bundle: Path, like: TrainState, step: int) -> TrainState:
     with contextlib.closing(Checkpoints(bundle / CHECKPOINTS)) as checkpoints:
         if checkpoints.latest_step() != step - 1:
@@ -93,24 +108,23 @@ def replay(bundle: Path) -> dict[str, list[str]]:
     """
     if not (bundle / BATCH).exists():
         raise FileNotFoundError(f"{bundle} holds no {BATCH}; give the folder not_finite/STEP of a workdir.")
-    record, card, step = read_json(bundle / "config.json"), ModelCard.read(bundle), read_json(bundle / STEP)["step"]
-    config = ConfigDict(record["config"])
+    (config, resolved, step, batch), card = _read(bundle), ModelCard.read(bundle)
     here = jax.local_devices()  # not as many, in general, as config.mesh was for
     data = math.gcd(config.train.batch_size, len(here))
     mesh = parallel.make_mesh(data, 1, here[:data])
     model = build_model(card.model, card.classes.num_classes)
-    looks, (_, optimizer) = Looks(), build.build_optimizer(config, record["resolved"]["steps"])
+    looks, (_, optimizer) = Looks(), build.build_optimizer(config, resolved["steps"])
     like = create_state(model, optimizer, config.seed, mesh, bool(config.train.ema_decay))
     state = _restore(bundle, like, step)
     values = {"parameters": state.params, "statistics": state.batch_stats}
     values |= {"optimizer state": state.opt_state, "running mean": state.averaged}
     found = {kind: _not_finite(_names(tree)) for kind, tree in values.items()}
-    weights = tuple(record["resolved"]["class_weights"])
+    weights = tuple(resolved["class_weights"])
     pixel_loss = replace(PixelLoss(**config.loss), class_weighting="none", class_weights=weights)
     watched = looks.gradients(optimizer)
     step_fn = build.build_step(config, card.classes.ignore_label, model, watched, mesh, pixel_loss)
-    with np.load(bundle / BATCH) as batch, nn.intercept_methods(looks.layer):
-        _, metrics = step_fn(state, parallel.to_global(dict(batch), parallel.batch_axis_sharding(mesh)))
+    with nn.intercept_methods(looks.layer):
+        _, metrics = step_fn(state, parallel.to_global(batch, parallel.batch_axis_sharding(mesh)))
     losses = {name: x for name, x in metrics.items() if name not in ("grad_norm", "state_norm", "skipped")}
     told = looks.told()
     gradients = told.pop("gradients", [])

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from PIL import Image
 
-from psp_jax.atomic import replacing
+from psp_jax.atomic import make_folder, replacing
 from psp_jax.classes import ClassTable
 from psp_jax.config import defaults, flatten
 
@@ -151,7 +151,7 @@ def check_owner(
         parts = {**former["resolved"], **former["config"]["train"], "classes_digest": former["classes_digest"]}
     except (LookupError, TypeError):
         parts = {}
-    if "train_images" not in parts:
+    if not isinstance(parts.get("train_images"), int):
         raise ValueError(f"{path} is not of a run of psp_jax; choose a new --workdir.")
     if not any((directory / CHECKPOINTS).glob("*")):
         return  # ended before its first checkpoint: nothing to protect
@@ -201,7 +201,7 @@ def lock(directory: Path) -> Iterator[None]:
     Raises:
       ValueError: another process holds it; the file tells which one.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     with (directory / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -230,7 +230,7 @@ def test_class_frequent_in_one_split_and_absent_in_another(tmp_path: Path) -> No
         ((0, 1, 2), (255,), (1, 2, 3), "The value 0 (a) never occurs, but 3 does"),
         ((1, 2, 3), (255,), (0, 1, 2), "The value 3 never occurs, but 0 does"),
         ((0, 1, 2), (255,), (1, 2), "The value 0 (a) is the only class that never occurs"),
-        ((0, 1, 2), (255,), (0, 1, 2, 3), ""),  # a further value, but nothing is shifted
+        ((0, 1, 2), (255,), (0, 1, 2, 3), "The values 0 to 3 occur, one more than there are classes"),
         ((0, 1, 2), (255,), (1,), ""),
         ((0, 1, 2), (3,), (1, 2, 3), "The value 0 (a) is the only"),  # 3 is void, as in CamVid 11
         ((1, 2, 3), (0,), (0, 1, 2), ""),  # 0 is void, class 3 is rare

@@ -253,6 +253,19 @@ def test_checkpoints_without_checksums_are_taken_if_they_can_be_read(
     assert Checkpoints(tmp_path).latest_step() == 4
 
 
+@pytest.mark.parametrize("left", [None, "{}", '{"variables/d": [1, 2]}'])
+def test_a_checkpoint_that_lost_its_checksums_is_not_taken_for_an_old_one(tmp_path: Path, left: str | None) -> None:
+    kept(tmp_path, 4, 8)
+    (tmp_path / "8" / "checksums.json").unlink()
+    if left is not None:
+        (tmp_path / "8" / "checksums.json").write_text(left)
+    (tmp_path / "damaged-8").write_text("a file of somebody else")
+    (tmp_path / "replaced-note.txt").write_text("and another")
+    assert Checkpoints(tmp_path).latest_step() == 4
+    assert Checkpoints(tmp_path, keep_latest=2).latest_step() == 4
+    assert (tmp_path / "damaged-8").is_dir() and (tmp_path / "replaced-note.txt").exists()
+
+
 def test_what_is_read_back_wrong_gets_no_name_and_nothing_is_deleted_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from psp_jax.classes import ClassTable
-from psp_jax.data.findings import Findings
+from psp_jax.data.findings import Findings, off_by_one
 from psp_jax.data.survey import Look
 
 TABLE = ClassTable("t", ("road", "sky"), np.zeros((2, 3)), (0, 1), (255,))
@@ -35,6 +35,16 @@ def test_only_images_in_training_and_evaluation_are_in_two_splits_too_many() -> 
         TWO_SPLITS: [leak, "train_aug/b and validation/w"],
         "The same image twice in a split": ["validation/x and validation/w"],
     }
+
+
+def test_values_that_begin_with_void_get_the_remedy() -> None:
+    """As in ADE20K: 0 is void there and classes begin with 1, while this table has them begin with 0."""
+    table = ClassTable.from_dict({"names": ["road", "tree", "sky"]}, "three")
+    counts = np.zeros(256, np.int64)
+    counts[:4] = 9
+    assert '"raw_ids": [1, ..., 3], "ignore": 0' in off_by_one(table, counts)
+    counts[2] = counts[0] = 0
+    assert '"raw_ids": [1, ..., 3]' in off_by_one(table, counts) and "ignore" not in off_by_one(table, counts)
 
 
 def test_a_small_split_may_lack_a_class_by_chance() -> None:

@@ -1,5 +1,7 @@
 """A training step: its running mean of the parameters, against NumPy, and the steps that change nothing."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +13,7 @@ from flax import linen as nn
 
 from psp_jax import parallel
 from psp_jax.models.layers import BatchNorm
-from psp_jax.replay import Looks
+from psp_jax.replay import Looks, replay
 from psp_jax.train_step import StepFunction, TrainState, _packed, _unpacked, create_state, make_train_step
 
 SGD = optax.sgd(0.5)
@@ -126,3 +128,25 @@ def test_vectors_are_packed_and_unpacked() -> None:
     jax.tree.map(np.testing.assert_array_equal, _unpacked([2 * x for x in packed], tree), doubled)
     alone = {"kernel": jnp.ones((2, 3))}
     assert _unpacked(_packed(alone), alone)["kernel"].shape == (2, 3)
+
+
+def test_a_damaged_bundle_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no batch\.npz; give the folder"):
+        replay(tmp_path)
+    record = {"config": {}, "resolved": {"steps": 3, "class_weights": []}}
+    np.savez(tmp_path / "batch.npz", image=np.zeros((1, 8, 8, 3), np.uint8), label=np.zeros((1, 8, 8), np.uint8))
+    whole = (tmp_path / "batch.npz").read_bytes()
+    sound = {"config.json": json.dumps(record).encode(), "step.json": b'{"step": 3}', "batch.npz": whole}
+    for name, broken_file in (
+        ("batch.npz", whole[:200]),
+        ("batch.npz", whole.replace(b"label", b"lapel")),
+        ("step.json", b"{}"),
+        ("step.json", b'{"step": []}'),
+        ("config.json", b"[]"),
+        ("config.json", b'{"config": {}}'),
+        ("config.json", b"{"),
+    ):
+        for file, content in (sound | {name: broken_file}).items():
+            (tmp_path / file).write_bytes(content)
+        with pytest.raises(ValueError, match=f"^{tmp_path} is damaged .*; copy it anew from its run"):
+            replay(tmp_path)

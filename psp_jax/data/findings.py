@@ -155,14 +155,21 @@ def judge(classes: ClassTable, tallies: Mapping[str, Tally], train_split: str) -
 def off_by_one(classes: ClassTable, values: np.ndarray) -> str:
     """Return a sentence where the values i64[256] look like the class table's, shifted by one, else "".
 
-    Only where the table's values have no gap: its first never occurs, and either the one after its last does, or all
-    the others do; or its last never occurs, and the one before its first does, although it is not void.
+    Only where the table's values have no gap: all that is wrong is one after its last; its first never occurs, and
+    either the one after its last does, or all the others do; or its last never occurs, and the one before its first
+    does, although it is not void.
     """
     first, last = min(classes.raw_ids), max(classes.raw_ids)
     if last - first + 1 != classes.num_classes or classes.num_classes < 2:
         return ""
     name = classes.names[classes.raw_ids.index(first)]
     found = values > 0
+    others = [value for value in np.flatnonzero(found) if value not in (*classes.raw_ids, *classes.void_ids)]
+    if first == 0 and found[0] and others == [last + 1]:
+        return (
+            f"The values {first} to {last + 1} occur, one more than there are classes: where {first} is void, as in "
+            f'ADE20K, say so in classes.json: "raw_ids": [{first + 1}, ..., {last + 1}], "ignore": {first}.'
+        )
     unknown = [value for value in (first - 1, last + 1) if 0 <= value <= 255 and value not in classes.void_ids]
     if not found[first] and last + 1 in unknown and found[last + 1]:
         return (

@@ -34,14 +34,14 @@ def read_colours(path: Path) -> dict[Colour, str]:
         rows = json.loads(text) if kind == "JSON" else list(csv.DictReader(io.StringIO(text)))
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; save it as {kind} UTF-8.") from None
-    except (ValueError, csv.Error) as error:
+    except (ValueError, csv.Error, RecursionError) as error:
         raise ValueError(f"{path} is not readable as {kind}: {error}.") from None
     table: dict[Colour, str] = {}
     for number, row in enumerate(rows if isinstance(rows, list) else [None], start=1):
         try:
             given, *channels = (row[column] for column in COLUMNS)
             red, green, blue = (int(channel) for channel in channels)
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, OverflowError):
             raise ValueError(f"{path}, row {number}: it must have {', '.join(COLUMNS)} with numbers 0-255.") from None
         colour = (red, green, blue)
         name = str(given or "").strip()
