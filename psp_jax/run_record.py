@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from psp_jax import checks
 from psp_jax.config import plain
+from psp_jax.data.findings import first_look
 from psp_jax.data.source import Source
 from psp_jax.losses import PixelLoss
 from psp_jax.train_step import IMAGENET_MEAN, IMAGENET_STD, TrainState
@@ -51,11 +52,13 @@ def opening(
     directory: Path,
     span: tuple[int, int],
     owed: bool,
-    images: int,
+    source: Source,
     state: TrainState,
     origin: str,
 ) -> str:
     """Return what the console tells first: the network, the steps of `span` (taken, all), what is done in `directory`.
+
+    A run that begins also tells where labels look as if their values were shifted.
 
     Args:
       config: checked and complete.
@@ -63,11 +66,12 @@ def opening(
       directory: the workdir.
       span: steps taken, steps of the whole run.
       owed: whether a validation was broken off.
-      images: of the training split.
+      source: the training split.
       state: the first one.
       origin: where its weights come from.
     """
-    start, steps = span
+    (start, steps), images = span, len(source)
+    doubt = "" if start else first_look(source)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     model = config.model
     return (
@@ -75,7 +79,7 @@ def opening(
         f"{parameters / 1e6:.1f} M parameters, {model.dtype}\n"
         f"{steps} steps of {config.train.batch_size} crops {checks.crop_size(config)} from {images} images "
         f"({steps * config.train.batch_size / images:.1f} epochs) on {mesh.size} x {jax.devices()[0].device_kind}\n"
-        f"{_state_of(start, steps, owed)} in {directory}{origin}"
+        f"{_state_of(start, steps, owed)} in {directory}{origin}" + (f"\nwarning: {doubt}" if doubt else "")
     )
 
 

@@ -104,7 +104,7 @@ def train(
         logs = {"primary": processes.is_primary(), "tensorboard": config.log.tensorboard}
         progress = stack.enter_context(Progress(directory, steps, start, **logs, between=watch.between))
         checkpoints.say = progress.say
-        progress.say(run_record.opening(config, mesh, directory, (start, steps), owed, images, state, origin))
+        progress.say(run_record.opening(config, mesh, directory, (start, steps), owed, train_source, state, origin))
         of_run = schedule, config.train.log_every_steps, steps, train_source, directory, notes.get("interval", [])
         recorder = Recorder(progress, walltime, watch.goodput, compiled, *of_run, notes.get("skipped", 0))
         validation = Validation(config, card, model, mesh, eval_source, directory, progress)

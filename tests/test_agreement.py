@@ -62,11 +62,11 @@ def test_another_configuration_names_the_fields(finished_run: Run, tmp_path: Pat
 
 
 def test_other_data_are_refused(finished_run: Run, tmp_path: Path):
-    folder = write_stripes(tmp_path / "stripes", {"train": 20, "val": 10})
+    folder = write_stripes(tmp_path / "stripes", {"train": 120, "val": 10})
     ensure_prepared("image_folder", folder, prepared_dir=tmp_path / "prepared")
     other = (f"--config.data.dir={folder}", f"--config.data.prepared_dir={tmp_path / 'prepared'}")
     ended = two(finished_run, tmp_path / "w", ((), other))
-    assert_both_refuse(ended, "records of train: 21 on process 0 (", "), 20 on process 1 (", "record files of train: ")
+    assert_both_refuse(ended, "records of train: 21 on process 0 (", "), 120 on process 1 (", "record files of train: ")
 
 
 def test_other_devices_are_refused(finished_run: Run, tmp_path: Path):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from psp_jax.classes import ClassTable
-from psp_jax.data.findings import Findings, off_by_one
+from psp_jax.data.findings import Findings, first_look, off_by_one
 from psp_jax.data.survey import Look
 
 TABLE = ClassTable("t", ("road", "sky"), np.zeros((2, 3)), (0, 1), (255,))
@@ -45,6 +45,20 @@ def test_values_that_begin_with_void_get_the_remedy() -> None:
     assert '"raw_ids": [1, ..., 3], "ignore": 0' in off_by_one(table, counts)
     counts[2] = counts[0] = 0
     assert '"raw_ids": [1, ..., 3]' in off_by_one(table, counts) and "ignore" not in off_by_one(table, counts)
+
+
+def test_a_first_look_at_prepared_labels_finds_the_shift() -> None:
+    """The records hold what the table knows: labels 1 to 3 where it has 0 to 3, so that no value is refused."""
+    table = ClassTable.from_dict({"names": ["void", "road", "tree", "sky"]}, "four")
+    labels = [np.full((4, 5), index % 3 + 1, np.uint8) for index in range(100)]
+
+    class Labels(list):
+        classes = table
+        label = list.__getitem__
+
+    assert first_look(Labels(labels)).startswith("The value 0 (void) is the only class that never occurs")
+    labels[40][0, 0] = 0
+    assert first_look(Labels(labels), 100) == ""
 
 
 def test_a_small_split_may_lack_a_class_by_chance() -> None:

@@ -145,6 +145,16 @@ def test_diverging_run_stops_and_its_last_step_can_be_taken_again(finished_run: 
     assert "first not finite: state_norm (norms of the gradient and of the new state)" in told.stdout
 
 
+@pytest.mark.parametrize("below", ["", "w"])
+def test_a_file_in_the_way_of_the_workdir_is_named(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OSError, match=r"could not be written .*: a file is in its way"),
+        lock(tmp_path / "file" / below),
+    ):
+        pass
+
+
 @pytest.mark.slow
 def test_full_disk_ends_the_run_with_a_sentence_and_space_lets_it_go_on(finished_run: Run, tmp_path: Path) -> None:
     """No file may be larger than what a checkpoint's arrays take: the run goes on from step 8, and saves each step."""

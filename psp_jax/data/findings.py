@@ -10,6 +10,7 @@ import numpy as np
 
 from psp_jax.classes import ClassTable
 from psp_jax.data.contents import Problem
+from psp_jax.data.source import Source
 from psp_jax.data.survey import Look, Tally
 
 LISTED = 200  # files of a finding that are named; all are counted
@@ -150,6 +151,18 @@ def judge(classes: ClassTable, tallies: Mapping[str, Tally], train_split: str) -
     yield from _dominant(classes, tallies)
     yield _missing_in_training(classes, tallies, train_split.split("+"))
     yield _uneven(classes, tallies)
+
+
+def first_look(source: Source, count: int = 64) -> str:
+    """Return what `off_by_one` says of `count` labels of a prepared split, evenly spread over it.
+
+    Raises:
+      ValueError: one of them cannot be read or has a value that the class table does not know.
+    """
+    values = np.zeros(256, np.int64)
+    for index in np.unique(np.linspace(0, len(source) - 1, min(count, len(source)), dtype=int)):
+        values += np.bincount(source.classes.to_raw(source.label(int(index))).ravel(), minlength=256)
+    return off_by_one(source.classes, values)
 
 
 def off_by_one(classes: ClassTable, values: np.ndarray) -> str:
