@@ -19,8 +19,8 @@ _REMEDIES = {
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path to write to; at the end it becomes `path`, which so is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
+    make_folder(path.parent)
     with naming(path, partial):
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, path)
 

@@ -111,9 +111,9 @@ def examine(workdir: Path, config_file: str, overrides: Sequence[str], seconds: 
         from psp_jax.config_file import read_config
 
         data = read_config(config_file, overrides).data
-        places.update(
-            {"prepared data": Path(data.prepared_dir)} | ({"data": Path(data.dir).expanduser()} if data.dir else {})
-        )
+        places["prepared data"] = Path(data.prepared_dir)
+        if data.dir:
+            places["data"] = Path(data.dir).expanduser()
         yield Finding(OK, "configuration", f"{config_file} can be read")
 
     def compiled() -> Iterator[Finding]:

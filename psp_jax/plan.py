@@ -21,6 +21,7 @@ from PIL import Image
 
 from psp_jax import checks, parallel
 from psp_jax import classes as class_tables
+from psp_jax.atomic import make_folder
 from psp_jax.classes import ClassTable
 from psp_jax.command import run_command
 from psp_jax.config_file import read_config
@@ -193,7 +194,7 @@ def price_of(prices: Sequence[str], target: str) -> float | None:
 
 def write_rows(output: Path, rows: list[dict[str, Any]], title: str) -> None:
     """Write plan.json, plan.md, plan.csv and, of several rows with estimates, plan.png."""
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     write_json(output / "plan.json", {"title": title, "rows": rows, "versions": versions()})
     write_text(output / "plan.md", f"# {title}\n\n{summary.as_markdown(summary.table(rows))}")
     write_text(output / "plan.csv", summary.as_csv(rows))

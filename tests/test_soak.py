@@ -105,7 +105,7 @@ def test_a_corrupt_record_in_the_middle_of_a_shard(finished_run: Run, tmp_path: 
     there = f"--config.data.prepared_dir={tmp_path / 'prepared'}"
     with fault(signal="corrupt record", activity="data_wait") as facts:
         done = finished_run.start(tmp_path / "w", there)
-        facts["came"] = done.returncode != 0
+        facts |= {"came": done.returncode != 0, "saved": saved(tmp_path / "w")}
         sentence = one_sentence(done)
         assert "train example" in sentence and "cannot be read" in sentence and str(tmp_path) in sentence
         shard.write_bytes(sound)
@@ -129,7 +129,7 @@ def test_a_clock_that_jumps(jumps: tuple[float, ...], finished_run: Run, tmp_pat
     with fault(signal="clock", activity="all") as facts:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         came = (tmp_path / "clock/jumped").exists()
-        facts |= {"came": came, "ended": done.returncode}
+        facts |= {"came": came, "saved": saved(tmp_path / "w"), "ended": done.returncode}
         assert came
         if jumps is not MINUTES and done.returncode == 1:
             assert [line for line in done.stderr.splitlines() if line.startswith("error: ")]
