@@ -1,4 +1,4 @@
-"""What a step began with whose loss or gradient was not finite: enough to take it again, on any devices."""
+"""What a skipped step began with: enough to take it again, on any devices."""
 
 import contextlib
 import shutil

@@ -97,7 +97,7 @@ def defaults() -> ConfigDict:
             "aux_weight": 0.4,
             "se_weight": 0.0,  # of the loss on the classes present, with model.head=enc; 0.2 in the reference
             "ema_decay": 0.0,  # share of a running mean of the parameters kept a step; 0 is off, usual is 0.999
-            "max_skipped": 10,  # in a row: steps that are not finite, and so change nothing, after which the run ends
+            "max_skipped": 10,  # in a row that end a run: steps not finite or with invalid labels; they change nothing
             "log_every_steps": 50,
         }
     )

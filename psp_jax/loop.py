@@ -68,9 +68,9 @@ class Run:
         except (OSError, ValueError) as error:  # must not hide why the run ends
             kept = f"could not be kept: {str(error).rstrip('.')}"
         raise TrainingDiverged(
-            f"Steps {done - self.recorder.row + 1} to {done} were not finite, the last with the images {some(images)}; "
-            "look at these, or lower optimizer.base_lr. The checkpoints are kept; what the last of these steps began "
-            f"with {kept}."
+            f"Steps {done - self.recorder.row + 1} to {done} were skipped, the last for {self.recorder.why} with the "
+            f"images {some(images)}; look at these, or lower optimizer.base_lr. The checkpoints are kept; what that "
+            f"step began with {kept}."
         )
 
     def finish(self, done: int, state: TrainState, validate: bool, saved: bool = False) -> TrainState:

@@ -25,7 +25,7 @@ from psp_jax.atomic import naming, replacing
 
 Tracked = contextlib.AbstractContextManager[Callable[[int], None]]
 # Not in a step's line on the console: `CompileLog.words` and `Recorder` have told them.
-_LOGGED_ONLY = ("compile_seconds", "compile_hits", "compile_misses", "skipped")
+_LOGGED_ONLY = ("compile_seconds", "compile_hits", "compile_misses", "skipped", "invalid_labels")
 _HEARTBEAT_SECONDS = 30.0  # without a terminal, a long `track` says this often how far it is
 
 

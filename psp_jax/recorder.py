@@ -42,6 +42,7 @@ class Recorder:
       row: how many steps were skipped in a row up to the last one read.
       skipped: how many were in the whole run; the schedule of the learning rate stands still in them.
       images: ids of the batch of the last step that was skipped.
+      why: what was wrong with that step: a value that is not finite, or the number of invalid labels.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Recorder:
         self.walltime, self._goodput, self.interval = walltime, goodput, interval
         self._progress, self._schedule, self._source, self._directory = progress, schedule, source, directory
         self._every, self._last = log_every_steps, last
-        self.row, self.skipped, self.images = 0, skipped, list[str]()
+        self.row, self.skipped, self.images, self.why = 0, skipped, list[str](), ""
         self._compiled, self._once = compiled, dict[str, float]()
         self._pending: tuple[int, dict[str, Array], np.ndarray] | None = None
 
@@ -86,9 +87,10 @@ class Recorder:
             self._goodput.keep()
         if step % self._every == 0 or step == self._last:
             taken = [v for v in self.interval if not v.get("skipped")]  # an older version's have none
-            names = [name for name in values if name != "skipped"]
+            names = [name for name in values if name not in ("skipped", "invalid_labels")]
             means = {name: float(np.mean([v[name] for v in taken])) if taken else float("nan") for name in names}
             means["skipped"] = float(len(self.interval) - len(taken))
+            means["invalid_labels"] = sum(v.get("invalid_labels", 0.0) for v in self.interval)
             # The one that this step was taken with: of the skipped steps those before it count.
             rate = {"learning_rate": float(self._schedule(step - 1 - self.skipped + int(values["skipped"])))}
             self._progress.log(step, means | rate | self.walltime.take() | self._once)
@@ -99,16 +101,18 @@ class Recorder:
         rows = multihost_utils.process_allgather(index.astype(np.int32)) if jax.process_count() > 1 else index
         self.images = [self._source.ids(int(i)) for i in dict.fromkeys(np.ravel(rows).tolist())]
         self.row, self.skipped = self.row + 1, self.skipped + 1
-        bad = {name: str(value) for name, value in values.items() if not np.isfinite(value)}
-        words = ", ".join(f"{name}={value}" for name, value in bad.items())
+        why = {name: str(value) for name, value in values.items() if not np.isfinite(value)}
+        if values.get("invalid_labels"):
+            why["invalid_labels"] = str(int(values["invalid_labels"]))
+        self.why = ", ".join(f"{name}={value}" for name, value in why.items())
         self._progress.say(
-            f"step {step} is not finite ({words}) with the images {some(self.images)}: it changes nothing "
+            f"step {step} is skipped and changes nothing ({self.why}), with the images {some(self.images)} "
             f"({self.row} in a row; {SKIPPED})"
         )
         if processes.is_primary():
             path = self._directory / SKIPPED
             with naming(path), path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "not_finite": bad, "images": self.images}) + "\n")
+                file.write(json.dumps({"step": step, "why": why, "images": self.images}) + "\n")
 
     def compiled(self) -> None:
         """Tell what was compiled up to the first step: on the console now, in the logs with the next line."""

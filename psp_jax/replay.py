@@ -1,4 +1,4 @@
-"""Take a step again whose loss or gradient was not finite, and tell which tensor is not finite first.
+"""Take a step again that was skipped, and tell which tensor is not finite first, or whether labels are invalid.
 
     python -m psp_jax.replay --bundle runs/mine/not_finite/1234
 
@@ -102,6 +102,8 @@ def _restore(bundle: Path, like: TrainState, step: int) -> TrainState:
 def replay(bundle: Path) -> dict[str, list[str]]:
     """Return what is not finite in the step of a bundle, by kind, in the order in which the step comes to it.
 
+    The first kind, invalid labels, is there only where the batch has any.
+
     Raises:
       FileNotFoundError: `bundle` is none.
       ValueError: something of it is damaged.
@@ -125,12 +127,15 @@ def replay(bundle: Path) -> dict[str, list[str]]:
     step_fn = build.build_step(config, card.classes.ignore_label, model, watched, mesh, pixel_loss)
     with nn.intercept_methods(looks.layer):
         _, metrics = step_fn(state, parallel.to_global(batch, parallel.batch_axis_sharding(mesh)))
-    losses = {name: x for name, x in metrics.items() if name not in ("grad_norm", "state_norm", "skipped")}
+    others = ("grad_norm", "state_norm", "skipped", "invalid_labels")
+    losses = {name: x for name, x in metrics.items() if name not in others}
+    invalid = int(metrics["invalid_labels"])
     told = looks.told()
     gradients = told.pop("gradients", [])
     norms = {name: metrics[name] for name in ("grad_norm", "state_norm")}
     return (
-        found
+        ({"labels": [f"{invalid} pixels that are neither a class nor void"]} if invalid else {})
+        | found
         | told
         | {
             "losses": _not_finite(losses),
@@ -152,7 +157,7 @@ def _tell(bundle: Path) -> None:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         print(f"  {kind}: {'finite' if not names else ', '.join(names[:_SHOWN]) + more}")
     first = next(((kind, names[0]) for kind, names in found.items() if names), None)
-    print(f"first not finite: {first[1]} ({first[0]})" if first else "all of it is finite here")
+    print(f"first fault: {first[1]} ({first[0]})" if first else "all of it is finite here")
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ def train(
       ValueError: the workdir belongs to another configuration, batches do not divide over the mesh, or class weights
         are not those of the classes.
       Preempted: SIGTERM came, here or on another process.
-      TrainingDiverged: loss or gradient was not finite in `train.max_skipped` steps in a row.
+      TrainingDiverged: `train.max_skipped` steps in a row were skipped.
     """
     compiled, walltime = CompileLog(), WallTime()
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.spatial)

@@ -129,13 +129,12 @@ def make_train_step(
     Batch norm takes its statistics over `bn_groups` equal parts of the batch. Convolutions are computed as `lowering`
     says. With `split` the rows of every image are spread over devices. `gather` makes the parameters to compute with,
     `spread` places gradients as the parameters are. Metrics are scalars: loss, the parts that `segmentation_loss`
-    names, grad_norm, state_norm of the new parameters, statistics and running mean (of `ema_decay`); `skipped` is 1
-    where one is not finite and the step changes its number alone, else 0.
+    names, grad_norm, state_norm of the new parameters, statistics and running mean (of `ema_decay`), invalid_labels
+    (pixels neither void nor of a class), and skipped, 1 where one is invalid or not finite and only the step counts on.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        image = normalize(batch["image"], mean, std)
-        label = batch["label"].astype(jnp.int32)
+        image, label = normalize(batch["image"], mean, std), batch["label"].astype(jnp.int32)
         rows, valid = label.shape[1], None
         if split is not None:
             image, label = split.extend(image, 0), split.extend(label, ignore_label)
@@ -157,10 +156,11 @@ def make_train_step(
                 rows=rows,
                 constrain=split.constrain if split is not None else lambda x: x,
             )
-            return loss, (parts, updates["batch_stats"])
+            invalid = _invalid_labels(label, outputs["logits"].shape[-1], ignore_label)
+            return loss, (parts | {"invalid_labels": invalid}, updates["batch_stats"])
 
         (loss, (parts, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        new, norms = _updated(state, loss, gradients, batch_stats, optimizer, ema_decay, spread)
+        new, norms = _updated(state, loss, parts, gradients, batch_stats, optimizer, ema_decay, spread)
         return new, {"loss": loss, **parts, **norms}
 
     return train_step
@@ -169,13 +169,14 @@ def make_train_step(
 def _updated(
     state: TrainState,
     loss: Array,
+    parts: Mapping[str, Array],
     gradients: Any,
     batch_stats: Any,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
     spread: Callable[[Any], Any],
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Return the next state, the norms of the gradient and of what a checkpoint would hold, and what was skipped."""
+    """Return the next state, the former one where a loss, norm or label is not sound, with the norms and `skipped`."""
     gradients = spread(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -183,10 +184,16 @@ def _updated(
     kept = (new.params, new.batch_stats, new.averaged)  # whatever goes wrong in an update shows in their norm
     grad_norm, state_norm = optax.tree.norm(_packed(gradients)), optax.tree.norm(_packed(kept))
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(state_norm)
+    sound = finite & (parts["invalid_labels"] == 0)
     ours, former = _packed(new), _packed(replace(state, step=new.step))
-    chosen = _unpacked([jnp.where(finite, *pair) for pair in zip(ours, former, strict=True)], new)
-    skipped = 1.0 - finite.astype(jnp.float32)
+    chosen = _unpacked([jnp.where(sound, *pair) for pair in zip(ours, former, strict=True)], new)
+    skipped = 1.0 - sound.astype(jnp.float32)
     return chosen, {"grad_norm": grad_norm, "state_norm": state_norm, "skipped": skipped}
+
+
+def _invalid_labels(label: Array, classes: int, ignore_label: int) -> Array:
+    """Return how many pixels have a label that the network has no score for, and that is not void: f32 scalar."""
+    return (((label < 0) | (label >= classes)) & (label != ignore_label)).sum(dtype=jnp.float32)
 
 
 def _packed(tree: Any) -> list[Array]:

@@ -127,8 +127,10 @@ def test_diverging_run_stops_and_its_last_step_can_be_taken_again(finished_run: 
     done = finished_run.start(workdir, *flags, "--config.train.max_skipped=3", "--resume=override")
     assert done.returncode == 1
     assert "going on after step 12" in done.stdout
-    assert "step 13 is not finite (state_norm=inf) with the images scene0" in done.stdout
-    assert re.search(r"Steps 13 to 15 were not finite, the last with the images (scene0\d\d(, )?){4};", done.stderr)
+    assert "step 13 is skipped and changes nothing (state_norm=inf), with the images scene0" in done.stdout
+    assert re.search(
+        r"Steps 13 to 15 were skipped, the last for state_norm=inf with the images (scene0\d\d(, )?){4};", done.stderr
+    )
     assert "Traceback" not in done.stderr
     skipped = [json.loads(line) for line in (workdir / "skipped.jsonl").read_text().splitlines()]
     assert [(line["step"], len(line["images"])) for line in skipped] == [(13, 4), (14, 4), (15, 4)]
@@ -142,7 +144,7 @@ def test_diverging_run_stops_and_its_last_step_can_be_taken_again(finished_run: 
     assert told.returncode == 0, told.stderr
     assert f"step 15 with the images {', '.join(skipped[2]['images'])}" in told.stdout
     assert "layers, from the image on: finite" in told.stdout and "gradients: finite" in told.stdout
-    assert "first not finite: state_norm (norms of the gradient and of the new state)" in told.stdout
+    assert "first fault: state_norm (norms of the gradient and of the new state)" in told.stdout
 
 
 @pytest.mark.parametrize("below", ["", "w"])

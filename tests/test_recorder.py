@@ -1,5 +1,6 @@
 """What the loop tells of its steps: the learning rate that each was taken with, and why a run ends."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,8 +49,10 @@ def test_a_skipped_step_has_the_rate_that_it_was_taken_with(tmp_path: Path) -> N
 
 def test_a_full_disk_does_not_hide_why_a_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = recorder(Told(), tmp_path)
-    made.push(7, {"loss": np.nan, "skipped": 1.0}, np.array([3]))
+    made.push(7, {"loss": 1.0, "invalid_labels": 12.0, "skipped": 1.0}, np.array([3]))
     made.settle()
+    (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 7, "why": {"invalid_labels": "12"}, "images": ["image3"]}
     activities = []
 
     def full(*_: object) -> Path:
@@ -59,8 +62,9 @@ def test_a_full_disk_does_not_hide_why_a_run_ends(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(loop, "write_bundle", full)
     nothing: Any = None
     run = loop.Run(nothing, tmp_path, nothing, nothing, nothing, made, nothing, nothing, nothing, nothing)
-    with pytest.raises(
-        TrainingDiverged, match=r"Steps 7 to 7 were not .* image3; .* began with could not be kept: no space\.$"
-    ):
+    told = (
+        r"Steps 7 to 7 were skipped, the last for invalid_labels=12 with .* image3; .* could not be kept: no space\.$"
+    )
+    with pytest.raises(TrainingDiverged, match=told):
         run.give_up(7, nothing)
     assert activities == ["checkpoint"]

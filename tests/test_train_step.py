@@ -89,6 +89,20 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(what: str) -> 
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state).replace(step=before.step), before)
 
 
+def test_labels_that_are_no_class_are_counted_and_their_step_changes_nothing() -> None:
+    state, step_fn = start(False)
+    sound = batch(0)
+    before = jax.device_get(state)
+    label = np.array(sound["label"])
+    label[0, :2, :3], label[1, 0, 0] = 3, 254
+    state, metrics = step_fn(state, sound | {"label": label})
+    assert (metrics["invalid_labels"], metrics["skipped"], np.isfinite(metrics["loss"])) == (7, 1, True)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state).replace(step=before.step), before)
+    label[0, :2, :3], label[1, 0, 0] = 2, 255
+    state, metrics = step_fn(state, sound | {"label": label})
+    assert (metrics["invalid_labels"], metrics["skipped"]) == (0, 0)
+
+
 def test_steps_after_a_skipped_one_are_those_without_it() -> None:
     """Without dropout, which is a function of the step, and without a running mean, whose decay is."""
     (state, step_fn), (plain, _) = start(False), start(False)
