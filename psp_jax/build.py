@@ -100,14 +100,16 @@ def choose_lowering(config: ConfigDict, mesh: Mesh) -> Lowering:
     """Choose how convolutions are computed; `auto` is by rows where a TPU chip has one image or less.
 
     With more of them it is those of the images themselves alone, of which a register would hold three numbers a lane
-    row. But rows of several images that are spread over the same devices do not make a batch without being gathered. On
-    a CPU `auto` makes products of the 1x1 convolutions; strided ones would be gathered where rows are spread.
+    row, and the layers up to the first pooling go by pairs of columns. But rows of several images that are spread over
+    the same devices do not make a batch without being gathered. On a CPU `auto` makes products of the 1x1 convolutions;
+    strided ones would be gathered where rows are spread.
     """
     single, whole = config.train.batch_size == mesh.shape["data"], mesh.shape["spatial"] == 1
     platform = mesh.devices.flat[0].platform
     if config.model.convolutions == "auto":
         rows = (math.inf if single else 3) if platform == "tpu" and (single or whole) else 0
-        return Lowering(rows, products=platform == "cpu" and whole)
+        pairs = platform == "tpu" and whole and not single
+        return Lowering(rows, products=platform == "cpu" and whole, pairs=pairs)
     return Lowering(math.inf if config.model.convolutions == "rows" and (single or whole) else 0)
 
 

@@ -16,7 +16,7 @@ from psp_jax import checks, parallel
 from psp_jax.data.pipeline import Source, train_batches
 from psp_jax.data.transforms import AugmentSettings
 from psp_jax.models import build_model
-from psp_jax.models.layers import BatchNorm
+from psp_jax.models.batch_norm import BatchNorm
 from psp_jax.progress import Tracked
 from psp_jax.train_step import normalize
 from psp_jax.workdir import ModelCard

@@ -13,7 +13,9 @@ from flax import linen as nn
 
 from psp_jax import parallel
 from psp_jax.losses import PLAIN, PixelLoss, segmentation_loss
-from psp_jax.models.layers import BatchNorm, Conv, ConvBN
+from psp_jax.models.batch_norm import BatchNorm
+from psp_jax.models.column_pairs import ColumnPairs, convolve_pairs
+from psp_jax.models.layers import Conv, ConvBN
 from psp_jax.models.lowering import NATIVE, Lowering, product
 from psp_jax.models.row_convolution import convolve_rows
 from psp_jax.parallel import RowSplit
@@ -238,8 +240,12 @@ def _as_trained(
     if isinstance(layer, BatchNorm):
         return call(*args, **kwargs, groups=bn_groups)
     if isinstance(layer, Conv) and context.method_name == "convolve":
-        x, kernel = (array.astype(layer.dtype) for array in args)
-        if len(x) == images and x.shape[-1] <= lowering.rows_up_to:  # maps in phases are a larger batch already
+        x, kernel = jax.tree.map(lambda array: array.astype(layer.dtype), args)
+        # Maps in phases are a larger batch already.
+        by_rows = x.shape[0] == images and x.shape[-1] <= lowering.rows_up_to
+        if isinstance(x, ColumnPairs) or (lowering.pairs and x.shape[-1] == 3):
+            return convolve_pairs(x, kernel, layer.stride, layer.padding, by_rows)
+        if by_rows:
             return convolve_rows(x, kernel, layer.stride, layer.dilation, layer.padding)
         if lowering.products and layer.kernel_size == 1:
             return product(x[:, :: layer.stride, :: layer.stride], kernel[0, 0])

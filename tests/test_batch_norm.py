@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psp_jax.models.layers import BatchNorm, inside
+from psp_jax.models.batch_norm import BatchNorm
+from psp_jax.models.valid import inside
 
 
 @pytest.mark.parametrize("relu", [False, True])

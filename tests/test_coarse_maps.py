@@ -9,6 +9,7 @@ import pytest
 
 from psp_jax import interpolation
 from psp_jax.models import layers
+from psp_jax.models.valid import zero_beyond
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -16,7 +17,7 @@ from psp_jax.models import layers
 def test_coarse_maps_beside_features_are_as_if_resized_and_joined(valid: Any, align_corners: bool) -> None:
     """Value and gradients of a 3x3 convolution, with the rest of the map beyond what is real at zero."""
     keys = iter(jax.random.split(jax.random.key(0), 9))
-    x = layers.zero_beyond(jax.random.normal(next(keys), (2, 7, 9, 3)), valid)
+    x = zero_beyond(jax.random.normal(next(keys), (2, 7, 9, 3)), valid)
     cells = [jax.random.normal(next(keys), (2, n, n, channels)) for n, channels in ((1, 4), (2, 3), (6, 2))]
     conv = layers.Conv(5)
     kernel = jax.random.normal(next(keys), (3, 3, 12, 5))

@@ -9,7 +9,8 @@ from flax import linen as nn
 from psp_jax.config import defaults
 from psp_jax.interpolation import adaptive_average_pools, adaptive_max_pools, bin_edges, resize, resize_weights
 from psp_jax.models import build_model
-from psp_jax.models.layers import BatchNorm, max_pool
+from psp_jax.models.batch_norm import BatchNorm
+from psp_jax.models.layers import max_pool
 
 
 def abstract(size: tuple[int, int] = (64, 64), classes: int = 150, train: bool = True, **options: object) -> tuple:

@@ -1,5 +1,9 @@
 """Convolutions by rows are the convolutions, and the network made of them is the network."""
 
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,3 +108,23 @@ def test_a_cpu_computes_products_and_rows_that_are_spread_do_not() -> None:
         config.mesh.spatial, config.model.convolutions = spatial, convolutions
         mesh = parallel.make_mesh(-1, spatial)
         assert build.choose_lowering(config, mesh) == Lowering(0, products=found)
+
+
+@pytest.mark.parametrize(
+    ("data", "spatial", "chosen"),
+    [
+        (16, 1, Lowering(math.inf)),  # an image a chip
+        (16, 2, Lowering(math.inf)),  # half of one
+        (4, 1, Lowering(3, pairs=True)),
+        (8, 2, Lowering(0)),  # halves of two images
+    ],
+)
+def test_what_a_tpu_computes(data: int, spatial: int, chosen: Lowering) -> None:
+    config: Any = defaults()
+    config.train.batch_size = 16
+    chips: Any = SimpleNamespace(
+        shape={"data": data, "spatial": spatial}, devices=np.array([SimpleNamespace(platform="tpu")])
+    )
+    assert build.choose_lowering(config, chips) == chosen
+    config.model.convolutions = "native"
+    assert build.choose_lowering(config, chips) == Lowering(0)

@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 
 from psp_jax import parallel
-from psp_jax.models.layers import BatchNorm
+from psp_jax.models.batch_norm import BatchNorm
 from psp_jax.replay import Looks, replay
 from psp_jax.train_step import StepFunction, TrainState, _packed, _unpacked, create_state, make_train_step
 

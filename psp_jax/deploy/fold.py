@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from psp_jax.models.layers import BatchNorm
+from psp_jax.models.batch_norm import BatchNorm
 
 Tree = Mapping[str, Any]
 

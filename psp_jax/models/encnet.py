@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from psp_jax.models.layers import BatchNorm, Classifier, ConvBN, Valid, inside, torch_bias_init, torch_default_init
+from psp_jax.models.batch_norm import BatchNorm
+from psp_jax.models.layers import Classifier, ConvBN, torch_bias_init, torch_default_init
+from psp_jax.models.valid import Valid, inside
 
 Array = jax.Array
 

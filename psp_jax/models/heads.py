@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from psp_jax.interpolation import adaptive_average_pools, adaptive_max_pools, resize_into, resize_matrices
-from psp_jax.models.layers import Classifier, ConvBN, Valid, torch_default_init
+from psp_jax.models.layers import Classifier, ConvBN, torch_default_init
+from psp_jax.models.valid import Valid
 
 Array = jax.Array
 

@@ -1,9 +1,6 @@
-"""Convolution, batch normalisation and initialisers that every network here is made of."""
+"""Convolution, pooling, classifier and initialisers that every network here is made of."""
 
-import functools
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,9 +9,11 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from psp_jax.models.batch_norm import BatchNorm
+from psp_jax.models.column_pairs import ColumnPairs
+from psp_jax.models.valid import Valid, strided, unless_whole, zero_beyond
+
 Array = jax.Array
-# Which (height, width) of each map is real, the rest being padding: i32 [B, 2]; when training, one pair for all.
-Valid = Array | tuple[int, int] | None
 # A small map [B, n, m, C], and the weights [..., H, n] and [..., W, m] that resize it; see `resize_matrices`.
 Coarse = tuple[Array, tuple[Any, Any]]
 
@@ -32,111 +31,6 @@ def torch_bias_init(fan_in: int) -> Callable[..., Array]:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation over all positions of the global batch (Ioffe and Szegedy, 2015).
-
-    The batch axis may be sharded: under `jax.jit` the means are means over every replica. Statistics are float32
-    whatever `dtype` is. As in torch, `momentum` 0.9 keeps nine tenths of the running statistics and the running
-    variance takes the unbiased estimate; `flax.linen.BatchNorm` would take the biased one.
-    """
-
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-    relu: bool = False
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool, valid: tuple[int, int] | Array | None = None, groups: int = 1) -> Array:
-        """Normalise [B, ..., C], and set to 0 what is negative if `relu`; updates `batch_stats` when `train`.
-
-        Where `valid` of maps [B, H, W, C] is given, the statistics are of what is real. With `groups` > 1 the batch is
-        cut into that many equal runs of neighbours, each normalised by its own statistics, as replicas that do not
-        exchange them would; the running statistics take the mean of theirs.
-        """
-        channels = x.shape[-1]
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        if not train:
-            y = (x.astype(jnp.float32) - running_mean.value) * (scale * lax.rsqrt(running_var.value + self.epsilon))
-            y = (y + bias).astype(self.dtype)
-            return nn.relu(y) if self.relu else y
-        if isinstance(valid, Array):
-            raise TypeError("When training, the real size of maps is one pair, known while tracing.")
-        options = _Normalisation(self.epsilon, self.relu, groups, valid, self.dtype)
-        y, mean, var = _normalise(options, x, scale, bias)
-        if not self.is_initializing():
-            count = options.count(x)
-            unbiased = var * (count / max(count - 1, 1))
-            for running, found in ((running_mean, mean), (running_var, unbiased)):
-                running.value = self.momentum * running.value + (1 - self.momentum) * found.mean(0).ravel()
-        return y
-
-
-@dataclass(frozen=True)
-class _Normalisation:
-    """What of batch normalisation by a batch's own statistics is known while tracing; see `BatchNorm`."""
-
-    epsilon: float
-    relu: bool
-    groups: int
-    valid: tuple[int, int] | None
-    dtype: Any
-
-    def grouped(self, x: Array) -> Array:
-        """Map [B, ..., C] to f32 [groups, B / groups, ..., C]."""
-        return x.astype(jnp.float32).reshape(self.groups, -1, *x.shape[1:])
-
-    def count(self, x: Array) -> int:
-        """Return over how many values of each channel of x the statistics of a group are."""
-        return x.shape[0] // self.groups * math.prod(self.valid or x.shape[1:-1])
-
-    def real(self, x: Array) -> Array:
-        """Return x [groups, B / groups, H, W, C] with zeros beyond what is real."""
-        return x if self.valid is None else jnp.where(inside(self.valid, x.shape[2:4]), x, 0.0)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalise(options: _Normalisation, x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
-    """Return x [B, ..., C] normalised, and its mean and biased variance f32 [groups, 1, ..., C], which get no gradient.
-
-    The gradient is written down because the textbook's takes one pass for two sums, and one for the result, over the
-    layer's input and the gradient, and nothing but the input is kept for it; differentiated step by step it takes more
-    of both.
-    """
-    return _normalise_and_keep(options, x, scale, bias)[0]
-
-
-def _normalise_and_keep(options: _Normalisation, x: Array, scale: Array, bias: Array) -> tuple[Any, Any]:
-    grouped = options.grouped(x)
-    axes, count = tuple(range(1, grouped.ndim - 1)), options.count(x)
-    real = options.real(grouped)
-    mean = real.sum(axes, keepdims=True) / count
-    # One pass over the data; rounding can push the difference below zero where a channel is constant.
-    var = jnp.maximum(jnp.square(real).sum(axes, keepdims=True) / count - jnp.square(mean), 0.0)
-    y = (grouped - mean) * (scale * lax.rsqrt(var + options.epsilon)) + bias
-    y = (nn.relu(y) if options.relu else y).astype(options.dtype).reshape(x.shape)
-    return (y, mean, var), (x, scale, bias, mean, var)
-
-
-def _normalise_gradient(options: _Normalisation, kept: Any, slopes: Any) -> tuple[Array, Array, Array]:
-    x, scale, bias, mean, var = kept
-    grouped, slope = options.grouped(x), options.grouped(slopes[0])
-    inverse = lax.rsqrt(var + options.epsilon)
-    normal = (grouped - mean) * inverse
-    if options.relu:  # by the very numbers of the forward pass
-        slope = jnp.where((grouped - mean) * (scale * inverse) + bias > 0, slope, 0.0)
-    axes, count = tuple(range(1, grouped.ndim - 1)), options.count(x)
-    of_bias, of_scale = (part.sum(axes, keepdims=True) for part in (slope, slope * normal))
-    through_statistics = options.real((of_bias + normal * of_scale) / count)
-    of_x = (slope - through_statistics) * (scale * inverse)
-    return of_x.astype(x.dtype).reshape(x.shape), of_scale.sum(0).ravel(), of_bias.sum(0).ravel()
-
-
-_normalise.defvjp(_normalise_and_keep, _normalise_gradient)
 
 
 class Conv(nn.Module):
@@ -232,50 +126,34 @@ class ConvBN(nn.Module):
         return BatchNorm(relu=self.relu, dtype=self.dtype, name="bn")(x, train, after)  # type: ignore[no-any-return]
 
 
-def max_pool(x: Array, train: bool) -> Array:
+def max_pool(x: Array | ColumnPairs, train: bool) -> Array:
     """Take the maximum of [B, H, W, C] over 3x3 windows with stride 2, as torch's `MaxPool2d(3, 2, 1)` does.
 
-    When training, slices are compared one after another, so that the gradient, which goes to the first of equal values
-    in a window, is made of selections: XLA's own scatters, which splits badly over rows and fails to compile on GPUs
-    where only deterministic operations are allowed.
+    When training, even and odd columns are compared, then rows, so that the gradient, which goes to the first of equal
+    values in a window, is made of selections: XLA's own scatters, which splits badly over rows and fails to compile on
+    GPUs where only deterministic operations are allowed.
     """
-    if not train:
+    if isinstance(x, Array) and not train:
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    for axis in (2, 1):
-        size = x.shape[axis]
-        pads = [(1, 1) if i == axis else (0, 0) for i in range(4)]
-        padded = jnp.pad(x, pads, constant_values=-jnp.inf)
-        first, second, third = (
-            lax.slice_in_dim(padded, start, start + 2 * ((size - 1) // 2) + 1, 2, axis) for start in range(3)
-        )
-        x = jnp.where(second > first, second, first)
-        x = jnp.where(third > x, third, x)
-    return x
+    even, odd = x.apart() if isinstance(x, ColumnPairs) else _even_and_odd(x, 2)
+    return _largest(*_even_and_odd(_largest(even, odd, 2), 1), 1)
 
 
-def strided(valid: Valid, stride: int) -> Valid:
-    """Return what is real of the output of a layer with this stride whose input has the real part `valid`."""
-    if isinstance(valid, tuple):
-        return (-(-valid[0] // stride), -(-valid[1] // stride))
-    return None if valid is None else (valid + stride - 1) // stride
+def _even_and_odd(x: Array, axis: int) -> tuple[Array, Array]:
+    even, odd = (lax.slice_in_dim(x, start, x.shape[axis], 2, axis) for start in range(2))
+    return even, odd
 
 
-def unless_whole(valid: Valid, x: Array) -> Valid:
-    """Return `valid`, or None where it is known to be all of the maps x [B, H, W, C]."""
-    return None if isinstance(valid, tuple) and valid == x.shape[1:3] else valid
-
-
-def zero_beyond(x: Array, valid: Valid) -> Array:
-    """Return [B, H, W, C] with zeros beyond what is real, as the padding of a convolution is."""
-    valid = unless_whole(valid, x)
-    return x if valid is None else x * inside(valid, x.shape[1:3]).astype(x.dtype)
-
-
-def inside(valid: Array | tuple[int, int], size: tuple[int, ...]) -> Array:
-    """Return bool [B or 1, H, W, 1], True within the first `valid` rows and columns of maps of this size."""
-    pairs = jnp.asarray(valid).reshape(-1, 2)
-    rows, columns = (jnp.arange(size[axis]) < pairs[:, axis, None] for axis in range(2))
-    return rows[:, :, None, None] & columns[:, None, :, None]
+def _largest(even: Array, odd: Array, axis: int) -> Array:
+    """Return the maximum over windows of three along an axis, each in the middle of an even place."""
+    missing = even.shape[axis] - odd.shape[axis]
+    nothing = jnp.asarray(-jnp.inf, odd.dtype)
+    before, after = (
+        lax.pad(odd, nothing, [ends if i == axis else (0, 0, 0) for i in range(odd.ndim)])
+        for ends in ((1, missing - 1, 0), (0, missing, 0))
+    )
+    x = jnp.where(even > before, even, before)
+    return jnp.where(after > x, after, x)
 
 
 class Classifier(nn.Module):

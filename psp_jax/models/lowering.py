@@ -16,10 +16,12 @@ class Lowering:
     Attributes:
       rows_up_to: those of at most so many channels go by rows; see `psp_jax.models.row_convolution`.
       products: those of a single cell are products of matrices; see `product`.
+      pairs: that of the image, and those up to the pooling behind it; see `psp_jax.models.column_pairs`.
     """
 
     rows_up_to: float = 0
     products: bool = False
+    pairs: bool = False
 
 
 NATIVE = Lowering()

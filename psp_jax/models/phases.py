@@ -9,7 +9,7 @@ becomes a batch of d * d, which may also be spread over devices without an excha
 import jax
 import numpy as np
 
-from psp_jax.models.layers import Valid
+from psp_jax.models.valid import Valid
 
 Array = jax.Array
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psp_jax.models.layers import ConvBN, Valid, max_pool, strided, zero_beyond
+from psp_jax.models.layers import ConvBN, max_pool
 from psp_jax.models.phases import divides, from_phases, grown, to_phases
+from psp_jax.models.valid import Valid, strided, zero_beyond
 
 Array = jax.Array
 

@@ -13,9 +13,20 @@ from jax import lax
 Array = jax.Array
 
 
-def convolve_rows(x: Array, kernel: Array, stride: int, dilation: int, padding: int) -> Array:
-    """Convolve [B, H, W, C] with [k, k, C, D]: [B, H', W', D], as `lax.conv_general_dilated` does."""
+def convolve_rows(
+    x: Array,
+    kernel: Array,
+    stride: int,
+    dilation: int,
+    padding: int,
+    columns: tuple[int, tuple[int, int]] | None = None,
+) -> Array:
+    """Convolve [B, H, W, C] with [k, l, C, D]: [B, H', W', D], as `lax.conv_general_dilated` does.
+
+    `columns` are the stride and the padding of columns where they are not those of rows.
+    """
     size, (batch, height, _, _) = kernel.shape[0], x.shape
+    column_stride, sides = columns or (stride, (padding, padding))
     rows = (height + 2 * padding - dilation * (size - 1) - 1) // stride + 1
     x = jnp.pad(x, ((0, 0), (padding, padding), (0, 0), (0, 0)))
     starts = range(0, size * dilation, dilation)
@@ -25,8 +36,8 @@ def convolve_rows(x: Array, kernel: Array, stride: int, dilation: int, padding: 
     y = lax.conv_general_dilated(
         copies,
         kernel,
-        (1, stride),
-        [(0, 0), (padding, padding)],
+        (1, column_stride),
+        [(0, 0), sides],
         rhs_dilation=(1, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )

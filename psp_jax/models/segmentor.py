@@ -11,7 +11,6 @@ from flax import linen as nn
 from psp_jax.models.aspp import ASPPHead, rates_at
 from psp_jax.models.encnet import EncHead
 from psp_jax.models.heads import POOLS, FCNHead, PSPHead
-from psp_jax.models.layers import Valid, strided
 from psp_jax.models.resnet import (
     BASIC_DILATIONS,
     BLOCKS,
@@ -21,6 +20,7 @@ from psp_jax.models.resnet import (
     STRIDES_IN,
     ResNet,
 )
+from psp_jax.models.valid import Valid, strided
 
 Array = jax.Array
 
