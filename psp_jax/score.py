@@ -21,7 +21,7 @@ from psp_jax import classes as class_tables
 from psp_jax.cityscapes import CityscapesScores
 from psp_jax.classes import ClassTable
 from psp_jax.command import run_command
-from psp_jax.data.decode import decode_annotation, decode_numbers
+from psp_jax.data.decode import NO_FILE, decode_annotation, decode_numbers
 from psp_jax.metrics import confusion_csv, summarize
 from psp_jax.progress import track
 from psp_jax.visualize import confusion_picture
@@ -63,7 +63,7 @@ def score(
 
     `confusion_file` is where to write the confusion matrix as CSV, and its picture beside it as PNG.
     """
-    files = sorted(annotations.rglob("*.png"))
+    files = _files(annotations, "*.png")
     if not files:
         raise FileNotFoundError(f"There is no annotation *.png in {annotations}.")
     total = np.zeros((classes.num_classes, classes.num_classes + 1), np.int64)
@@ -81,10 +81,10 @@ def score_cityscapes(predictions: Path, annotations: Path, confusion_file: Path 
       FileNotFoundError: no labels, or a label without prediction.
       ValueError: several predictions for one label, or what CityscapesScores refuses.
     """
-    labels = sorted(annotations.rglob(f"*{LABELS}"))
+    labels = _files(annotations, f"*{LABELS}")
     if not labels:
         raise FileNotFoundError(f"There is no *{LABELS} in {annotations}; give a folder such as gtFine/val.")
-    found = [path for path in sorted(predictions.rglob("*.png")) if not path.name.endswith(PICTURES)]
+    found = [path for path in _files(predictions, "*.png") if not path.name.endswith(PICTURES)]
     pairs = [(_only_prediction(label, found, predictions), label) for label in labels]
     scores = CityscapesScores()
     with track(len(pairs), "score") as advance:
@@ -99,6 +99,15 @@ def score_cityscapes(predictions: Path, annotations: Path, confusion_file: Path 
             advance(1)
     summary = _finish(scores.class_confusion(), class_tables.get("cityscapes"), confusion_file)
     return summary | {"cityscapes": scores.results(), "images": len(labels)}
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Return what is below a folder, sorted; ValueError names what is no file."""
+    found = sorted(folder.rglob(pattern))
+    for path in found:
+        if not path.is_file():
+            raise ValueError(f"{path} {NO_FILE}.")
+    return found
 
 
 def _only_prediction(label: Path, found: list[Path], folder: Path) -> Path:
