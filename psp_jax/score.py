@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from psp_jax import classes as class_tables
+from psp_jax.atomic import make_folder
 from psp_jax.cityscapes import CityscapesScores
 from psp_jax.classes import ClassTable
 from psp_jax.command import run_command
@@ -124,7 +125,7 @@ def _finish(confusion: np.ndarray, classes: ClassTable, file: Path | None) -> di
     """Write the matrix [C, C + 1], without its last column where nothing was predicted void, and return its scores."""
     if file is not None:
         shown = confusion if confusion[:, -1].any() else confusion[:, :-1]
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         file.write_text(confusion_csv(shown, classes.names), "utf-8")
         Image.fromarray(confusion_picture(shown, classes.names)).save(file.with_suffix(".png"))
     return summarize(confusion, classes.names)
