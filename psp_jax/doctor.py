@@ -16,16 +16,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from psp_jax.command import run_command
 from psp_jax.health import machine
-from psp_jax.health.findings import FAIL, OK, WARN, Finding, guarded
+from psp_jax.health.findings import FAIL, OK, WARN, Finding, guarded, of_error
 
 EXAMINE_DEVICES = [sys.executable, "-m", "psp_jax.health.devices"]
 # What the driver of an accelerator is opened by; a process that has it open holds the device.
 DEVICE_FILES = ("/dev/accel", "/dev/vfio/", "/dev/nvidia")
+REMEDY = "end what holds them, or mend the driver and JAX's installation; JAX_PLATFORMS=cpu does without them"
 
 
 def devices(directory: str, seconds: float) -> Iterator[Finding]:
@@ -47,7 +49,8 @@ def devices(directory: str, seconds: float) -> Iterator[Finding]:
             while (line := lines.get(timeout=max(0.0, until - time.monotonic()))) is not None:
                 found = Finding.decoded(line)
                 last = f"{found.name!r}"
-                yield found
+                failed = found.level == FAIL and found.name == "devices"
+                yield replace(found, text=f"{found.text}; {_holders(process.pid)}", remedy=REMEDY) if failed else found
             code = process.wait(max(1.0, until - time.monotonic()))
         except (queue.Empty, subprocess.TimeoutExpired):
             text = f"no answer within {seconds:.0f} s, the last came after {last}; {_holders(process.pid)}"
@@ -59,7 +62,8 @@ def devices(directory: str, seconds: float) -> Iterator[Finding]:
         if code:
             words.seek(0)
             said = [line.strip() for line in words if line.strip()] or ["it said nothing"]
-            yield Finding(FAIL, "devices", f"the process that examines them ended with code {code}: {said[-1]}")
+            text = f"the process that examines them ended with code {code}: {said[-1]}; {_holders(process.pid)}"
+            yield Finding(FAIL, "devices", text, REMEDY)
 
 
 def _holders(own: int) -> str:
@@ -81,22 +85,20 @@ def _opened(descriptor: Path) -> str:
         return ""
 
 
-def _data_worker(config_file: str, overrides: Sequence[str], seconds: float) -> Iterator[Finding]:
-    """Let a worker process answer; with a configuration by a record of its training split."""
+def _data_worker(data: Any, seconds: float) -> Iterator[Finding]:
+    """Let a worker process answer; with the section `data` of a configuration by a record of its training split."""
     from psp_jax.data.source import open_source  # imports much, which may be what is broken
     from psp_jax.health import workers
 
-    if not config_file:
-        yield from workers.worker(workers.Numbers(), "a number", seconds)
-        return
-    from psp_jax.config_file import read_config
-
-    data = read_config(config_file, overrides).data
-    try:
-        where = {"prepared_dir": data.prepared_dir, "classes": data.classes or None}
-        source = open_source(data.name, data.dir, data.train_split, **where)
-    except FileNotFoundError as error:
-        yield Finding(WARN, "prepared data", str(error).rstrip("."))
+    source = None
+    told = data is None or (data.name == "image_folder" and data.dir and not Path(data.dir).expanduser().exists())
+    if not told:
+        try:
+            where = {"prepared_dir": data.prepared_dir, "classes": data.classes or None}
+            source = open_source(data.name, data.dir, data.train_split, **where)
+        except (FileNotFoundError, ValueError) as error:
+            yield of_error(FAIL if isinstance(error, ValueError) else WARN, "prepared data", error)
+    if source is None:
         yield from workers.worker(workers.Numbers(), "a number", seconds)
         return
     yield Finding(OK, "prepared data", f"{len(source):,} records of {data.train_split} in {source.directory}")
@@ -105,14 +107,16 @@ def _data_worker(config_file: str, overrides: Sequence[str], seconds: float) -> 
 
 def examine(workdir: Path, config_file: str, overrides: Sequence[str], seconds: float) -> Iterator[Finding]:
     """Yield all findings, in the order in which they are made."""
-    places = {"workdir": workdir}
+    places, data = {"workdir": workdir}, None
 
-    def data_folders() -> Iterator[Finding]:
+    def configuration() -> Iterator[Finding]:
         from psp_jax.config_file import read_config
 
+        nonlocal data
         data = read_config(config_file, overrides).data
-        places["prepared data"] = Path(data.prepared_dir)
-        if data.dir:
+        own = data.name == "image_folder"  # of others data.dir is where the prepared records are
+        places["prepared data"] = Path(data.prepared_dir if own else data.dir).expanduser()
+        if own and data.dir:
             places["data"] = Path(data.dir).expanduser()
         yield Finding(OK, "configuration", f"{config_file} can be read")
 
@@ -123,12 +127,12 @@ def examine(workdir: Path, config_file: str, overrides: Sequence[str], seconds: 
 
     yield from guarded("packages", machine.packages)
     if config_file:
-        yield from guarded("configuration", data_folders)
+        yield from guarded("configuration", configuration)
     places |= {"shared memory": Path("/dev/shm"), "temporary files": Path(tempfile.gettempdir())}
     yield from guarded("host memory", machine.memory)
     yield from guarded("storage", lambda: machine.storage(places))
     yield from guarded("clock", lambda: machine.clocks(workdir))
-    yield from guarded("data worker", lambda: _data_worker(config_file, overrides, seconds))
+    yield from guarded("data worker", lambda: _data_worker(data, seconds))
     yield from guarded("devices", compiled)
 
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from psp_jax import api
+from psp_jax.atomic import make_folder
 from psp_jax.checkpoint import load_variables, save_variables
 from psp_jax.checks import check_size
 from psp_jax.command import run_command
@@ -106,12 +107,14 @@ def new_directory(output: Path) -> Iterator[None]:
     """Make `output`, and empty it again where what is done inside fails.
 
     Raises:
-      FileExistsError: it holds something.
+      FileExistsError: it holds something, or is no folder.
     """
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file, and the export needs a folder; choose another --output.")
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; choose another --output.")
     made = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     try:
         yield
     except BaseException:
@@ -158,7 +161,7 @@ def export(
 
     Raises:
       FileNotFoundError: `workdir` holds no trained model.
-      FileExistsError: `output` is not empty.
+      FileExistsError: `output` is not empty, or a file.
       ValueError: the format has no such network, lacks a package, or gives other scores than the live model.
     """
     check_flags(form, size, fold_bn)

@@ -54,11 +54,13 @@ def import_weights(
       What was imported, in words.
 
     Raises:
-      FileExistsError: `output` is not empty.
+      FileExistsError: `output` is not empty, or a file.
       ValueError: the file is damaged, not of the source, or of a backbone alone; the classes are unknown or of another
         number.
     """
     output = output.resolve()
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file, and the model needs a folder; choose another --output.")
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; choose another --output.")
     tensors = read_tensors(file)

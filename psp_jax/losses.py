@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,18 +118,25 @@ def cross_entropy(logits: Array, label: Array, ignore_label: int, options: Pixel
 
 
 def resized_cross_entropy(
-    scores: Array, label: Array, ignore_label: int, align_corners: bool, options: PixelLoss = PLAIN, **sizes: Any
+    scores: Array,
+    label: Array,
+    ignore_label: int,
+    align_corners: bool,
+    options: PixelLoss = PLAIN,
+    valid: tuple[int, int] | None = None,
+    real: tuple[int, int] | None = None,
+    constrain: Callable[[Array], Array] = lambda x: x,
 ) -> Array:
     """Return the `cross_entropy` of class scores f32 [B, h, w, C] at the label's size, at which they are never stored.
 
-    `sizes` are `valid`, `real` and `constrain` of `resized_sum`. `options` mine no hard examples, which compares all
+    `valid`, `real` and `constrain` are those of `resized_sum`. `options` mine no hard examples, which compares all
     pixels.
     """
 
     def targets(label: Array) -> tuple[Array, Array]:
         return _targets(label, scores.shape[-1], ignore_label, options, axis=-2)
 
-    total = resized_sum(targets, scores, label, ignore_label, align_corners, **sizes)
+    total = resized_sum(targets, scores, label, ignore_label, align_corners, valid, real, constrain)
     return total / _number(label, label != ignore_label, options)
 
 
@@ -166,12 +172,8 @@ def _number(label: Array, counted: Array, options: PixelLoss) -> Array:
 
 def _one_hot(label: Array, classes: int, axis: int) -> Array:
     label = jnp.expand_dims(label, axis)
-    return (
-        lax.broadcasted_iota(
-            label.dtype, (1,) * (label.ndim + axis) + (classes,) + (1,) * (-axis - 1), label.ndim + axis
-        )
-        == label
-    )
+    shape = (1,) * (label.ndim + axis) + (classes,) + (1,) * (-axis - 1)
+    return lax.broadcasted_iota(label.dtype, shape, label.ndim + axis) == label
 
 
 def hard_pixels(probability: Array, valid: Array, threshold: float, min_kept: int) -> Array:
@@ -282,8 +284,8 @@ def _map_loss(
     valid = (rows or canvas[0], canvas[1])
     real = -(-valid[0] * grid[0] // canvas[0])
     if not (options.dice or options.lovasz or options.ohem_threshold):
-        sizes: dict[str, Any] = {"valid": valid, "real": (real, grid[1]), "constrain": constrain}
-        entropy = resized_cross_entropy(scores, label, ignore_label, align_corners, options, **sizes)
+        sizes = valid, (real, grid[1])
+        entropy = resized_cross_entropy(scores, label, ignore_label, align_corners, options, *sizes, constrain)
         return options.cross_entropy * entropy, {}
     exact = lax.Precision.HIGHEST  # as in `resized_sum`
     logits = constrain(resize(scores, valid, align_corners, exact, valid=(real, grid[1]), canvas=canvas))

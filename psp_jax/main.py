@@ -19,7 +19,7 @@ from psp_jax.data.prepared import describe, ensure_prepared
 from psp_jax.data.source import Source, open_source
 from psp_jax.evaluate import evaluate
 from psp_jax.train import check_run, train
-from psp_jax.workdir import ModelCard, environment, versions
+from psp_jax.workdir import ModelCard, check_free, environment, versions
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration, for example configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, pictures.")
@@ -106,6 +106,8 @@ def _run(_: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells every step of every save otherwise, and warns without a reason
     hosts = _meet(config)
     directory = Path(str(_WORKDIR.value))
+    if processes.rank() == 0:
+        check_free(directory)  # before data are prepared, which takes minutes; held it is later
     compile_cache.enable(_COMPILE_CACHE.value or compile_cache.default_directory(directory, len(hosts)))
     if _MODE.value == "train":
         train_source, eval_source = _sources(config, hosts, (config.data.train_split, config.data.eval_split))

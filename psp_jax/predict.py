@@ -29,7 +29,7 @@ from PIL import Image
 from psp_jax import api, compile_cache
 from psp_jax.classes import ClassTable
 from psp_jax.command import run_command
-from psp_jax.data.decode import decode_image
+from psp_jax.data.decode import NO_FILE, decode_image
 from psp_jax.progress import track
 from psp_jax.protocols import SCALES
 from psp_jax.visualize import overlay_with_legend
@@ -84,9 +84,11 @@ def _walk(inputs: Sequence[Path], output: Path) -> Iterator[tuple[Path, Path]]:
             root = next(parent for parent in given.parents if not glob.has_magic(str(parent)))
             if not matches:
                 raise FileNotFoundError(f"{given} does not exist.")
+        elif not given.is_dir():
+            raise ValueError(f"{given} is neither a file nor a folder; name images, or folders of images.")
         for match in matches:
             for path in sorted(match.rglob("*")) if match.is_dir() else [match]:
-                image = path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+                image = path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
                 if image and output.resolve() not in path.resolve().parents:
                     yield path, path.relative_to(root).with_suffix("")
 
@@ -161,6 +163,8 @@ def _read_ahead(images: dict[Path, Path], count: int) -> Iterator[tuple[Path, np
     def read() -> None:
         for stem, path in images.items():
             try:
+                if not path.is_file():
+                    raise ValueError(f"{path} {NO_FILE}.")
                 image: np.ndarray | Exception = decode_image(path.read_bytes(), str(path), upright=True)
             except Exception as error:
                 image = error

@@ -24,12 +24,14 @@ import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from psp_jax import build, parallel
+from psp_jax import build, checks, parallel
 from psp_jax.bundle import BATCH, STEP
 from psp_jax.checkpoint import Checkpoints
 from psp_jax.command import run_command
+from psp_jax.config import defaults
 from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model
+from psp_jax.train import check_run
 from psp_jax.train_step import TrainState, create_state
 from psp_jax.workdir import CHECKPOINTS, ModelCard, read_json
 
@@ -79,17 +81,35 @@ def _names(tree: Any) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
-def _read(bundle: Path) -> tuple[ConfigDict, dict[str, Any], int, dict[str, np.ndarray]]:
-    """Return the configuration, what was resolved of it, the step and the batch of a bundle."""
+def _read(bundle: Path) -> tuple[Any, dict[str, Any], int, dict[str, np.ndarray]]:
+    """Return the fields of the configuration, what was resolved of it, the step and the batch of a bundle."""
     try:
         record, step = read_json(bundle / "config.json"), int(read_json(bundle / STEP)["step"])
         resolved = {name: record["resolved"][name] for name in ("steps", "class_weights")}
         with np.load(bundle / BATCH) as arrays:
             batch = {name: arrays[name] for name in ("image", "label")}
-        return ConfigDict(record["config"]), resolved, step, batch
+        return record["config"], resolved, step, batch
     except (OSError, LookupError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         words = " ".join(str(error).split())[:300]
         raise ValueError(f"{bundle} is damaged ({type(error).__name__}: {words}); copy it anew from its run.") from None
+
+
+def _configuration(fields: Any, bundle: Path, batch: Mapping[str, np.ndarray]) -> ConfigDict:
+    """Return the configuration of a bundle; a field that an older version lacked is its default, as in the run."""
+    config = defaults().lock()
+    try:
+        config.update(fields)
+        check_run(config)
+        shape = (config.train.batch_size, *checks.crop_size(config))
+        if batch["label"].shape != shape:
+            raise ValueError(f"{BATCH} holds labels {batch['label'].shape}, not {shape}")
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        words = " ".join(str(error).split())[:300].rstrip(".")
+        raise ValueError(
+            f"{bundle}/config.json is of another version of psp_jax, or was edited ({words}); copy it anew from its "
+            "run, or replay it with the version that wrote it."
+        ) from None
+    return config
 
 
 def _restore(bundle: Path, like: TrainState, step: int) -> TrainState:
@@ -106,11 +126,12 @@ def replay(bundle: Path) -> dict[str, list[str]]:
 
     Raises:
       FileNotFoundError: `bundle` is none.
-      ValueError: something of it is damaged.
+      ValueError: something of it is damaged, or its configuration is none of this version's.
     """
     if not (bundle / BATCH).exists():
         raise FileNotFoundError(f"{bundle} holds no {BATCH}; give the folder not_finite/STEP of a workdir.")
-    (config, resolved, step, batch), card = _read(bundle), ModelCard.read(bundle)
+    (fields, resolved, step, batch), card = _read(bundle), ModelCard.read(bundle)
+    config = _configuration(fields, bundle, batch)
     here = jax.local_devices()  # not as many, in general, as config.mesh was for
     data = math.gcd(config.train.batch_size, len(here))
     mesh = parallel.make_mesh(data, 1, here[:data])

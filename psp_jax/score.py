@@ -18,10 +18,11 @@ import numpy as np
 from PIL import Image
 
 from psp_jax import classes as class_tables
+from psp_jax.atomic import make_folder
 from psp_jax.cityscapes import CityscapesScores
 from psp_jax.classes import ClassTable
 from psp_jax.command import run_command
-from psp_jax.data.decode import decode_annotation, decode_numbers
+from psp_jax.data.decode import NO_FILE, decode_annotation, decode_numbers
 from psp_jax.metrics import confusion_csv, summarize
 from psp_jax.progress import track
 from psp_jax.visualize import confusion_picture
@@ -63,7 +64,7 @@ def score(
 
     `confusion_file` is where to write the confusion matrix as CSV, and its picture beside it as PNG.
     """
-    files = sorted(annotations.rglob("*.png"))
+    files = _files(annotations, "*.png")
     if not files:
         raise FileNotFoundError(f"There is no annotation *.png in {annotations}.")
     total = np.zeros((classes.num_classes, classes.num_classes + 1), np.int64)
@@ -81,10 +82,10 @@ def score_cityscapes(predictions: Path, annotations: Path, confusion_file: Path 
       FileNotFoundError: no labels, or a label without prediction.
       ValueError: several predictions for one label, or what CityscapesScores refuses.
     """
-    labels = sorted(annotations.rglob(f"*{LABELS}"))
+    labels = _files(annotations, f"*{LABELS}")
     if not labels:
         raise FileNotFoundError(f"There is no *{LABELS} in {annotations}; give a folder such as gtFine/val.")
-    found = [path for path in sorted(predictions.rglob("*.png")) if not path.name.endswith(PICTURES)]
+    found = [path for path in _files(predictions, "*.png") if not path.name.endswith(PICTURES)]
     pairs = [(_only_prediction(label, found, predictions), label) for label in labels]
     scores = CityscapesScores()
     with track(len(pairs), "score") as advance:
@@ -101,6 +102,15 @@ def score_cityscapes(predictions: Path, annotations: Path, confusion_file: Path 
     return summary | {"cityscapes": scores.results(), "images": len(labels)}
 
 
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Return what is below a folder, sorted; ValueError names what is no file."""
+    found = sorted(folder.rglob(pattern))
+    for path in found:
+        if not path.is_file():
+            raise ValueError(f"{path} {NO_FILE}.")
+    return found
+
+
 def _only_prediction(label: Path, found: list[Path], folder: Path) -> Path:
     frame = label.name.removesuffix(LABELS)
     matching = [path for path in found if path.name.startswith(frame)]
@@ -115,7 +125,7 @@ def _finish(confusion: np.ndarray, classes: ClassTable, file: Path | None) -> di
     """Write the matrix [C, C + 1], without its last column where nothing was predicted void, and return its scores."""
     if file is not None:
         shown = confusion if confusion[:, -1].any() else confusion[:, :-1]
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         file.write_text(confusion_csv(shown, classes.names), "utf-8")
         Image.fromarray(confusion_picture(shown, classes.names)).save(file.with_suffix(".png"))
     return summarize(confusion, classes.names)

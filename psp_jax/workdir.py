@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from PIL import Image
 
@@ -172,7 +172,8 @@ def check_owner(
     if changed and not override:
         raise ValueError(
             f"{directory} belongs to a run with another configuration ({'; '.join(changed)}); choose a new --workdir, "
-            "or give --resume=override to go on from its last checkpoint with these changes."
+            "give --resume=override to go on from its last checkpoint with these changes, or delete that folder to "
+            "begin anew."
         )
 
 
@@ -203,24 +204,35 @@ def lock(directory: Path) -> Iterator[None]:
     """
     make_folder(directory)
     with (directory / LOCK).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"Another process is working in {directory} (training or evaluating"
-                f"{file.read(_HOLDER_CHARACTERS).strip()}); wait for it, or end it."
-            ) from None
-        except OSError as error:
-            raise ValueError(
-                f"{directory} is on a file system that cannot lock files ({error.strerror}); choose a --workdir "
-                "elsewhere, or mount it with locks (Lustre: -o flock)."
-            ) from error
+        _take(file, directory)
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         file.write(f"; process {os.getpid()} on {socket.gethostname()} since {since}\n")
         file.flush()
         yield
+
+
+def check_free(directory: Path) -> None:
+    """Raise ValueError, as `lock` does, where another process holds `directory`; nothing is made or changed there."""
+    if (directory / LOCK).is_file():
+        with (directory / LOCK).open("a+") as file:
+            _take(file, directory)
+
+
+def _take(file: TextIO, directory: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise ValueError(
+            f"Another process is working in {directory} (training or evaluating"
+            f"{file.read(_HOLDER_CHARACTERS).strip()}); wait for it, or end it."
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"{directory} is on a file system that cannot lock files ({error.strerror}); choose a --workdir "
+            "elsewhere, or mount it with locks (Lustre: -o flock)."
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from psp_jax import classes
 from psp_jax.data import decode
 from psp_jax.data.builders.base import Pair, check_pair, encode_annotation
+from psp_jax.data.headers import PNG_SIGNATURE
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 THREE = classes.ClassTable.from_dict({"names": ["road", "tree", "sky"], "ignore": 255}, "three")
@@ -88,7 +89,7 @@ def test_few_bit_grey_annotations_are_not_stretched(bits: int) -> None:
 
     header = struct.pack(">IIBBBBB", 8, 8, bits, 0, 0, 0, 0)
     packed = zlib.compress(b"".join(b"\0" + row for row in rows))
-    png = decode.PNG_SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    png = PNG_SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
     assert (decode.decode_annotation(png, "a.png") == values).all()
     transparent = png.replace(chunk(b"IDAT", packed), chunk(b"tRNS", b"\0\1") + chunk(b"IDAT", packed))
     assert (decode.decode_annotation(transparent, "a.png") == values).all()

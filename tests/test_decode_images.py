@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from psp_jax.data import decode
+from psp_jax.data import decode, headers
 
 RNG = np.random.default_rng(0)
 ROWS, COLUMNS = np.mgrid[:24, :40]
@@ -164,8 +164,8 @@ def test_upright_photos(kind: str, orientation: int) -> None:
         (tiff(RGB16[..., [0, 1, 2, 0, 1]]), r"is not a readable image"),
         (b"\0\0\0\x18ftypheic" + bytes(200), r"is not a readable image \(212 bytes\)"),
         (b"", r"is not a readable image \(0 bytes\)"),
-        (decode.PNG_SIGNATURE, r"is not a readable image \(8 bytes\)"),
-        (decode.JPEG_START, r"is not a readable image \(2 bytes\)"),
+        (headers.PNG_SIGNATURE, r"is not a readable image \(8 bytes\)"),
+        (headers.JPEG_START, r"is not a readable image \(2 bytes\)"),
     ],
 )
 def test_what_is_no_image_is_refused_by_name(data: bytes, problem: str) -> None:
@@ -189,10 +189,58 @@ def test_truncated_files_of_other_formats_are_refused(kind: str) -> None:
             decode.decode_image(whole[:length], "a")
 
 
-def test_more_pixels_than_opencv_reads_is_one_sentence() -> None:
-    header = b"IHDR" + struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0)
-    data = decode.PNG_SIGNATURE + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    empty = struct.pack(">I", 0)
-    data += empty + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")) + empty + b"IEND" + b"\xaeB`\x82"
-    with pytest.raises(ValueError, match=r"^a\.png cannot be read in one piece .*2\^30 pixels .*OPENCV_IO_MAX_IMAGE"):
-        decode.decode_image(data, "a.png")
+def huge(width: int, height: int) -> dict[str, bytes]:
+    """Return files that are little more than a header, and claim these sides."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    ihdr = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    files = {"png": headers.PNG_SIGNATURE + chunk(b"IHDR", ihdr) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")}
+    exif = Image.Exif()
+    exif[0x010E] = "\xff\xc0\0\x11\x08\0\x02\0\x02"  # as if a preview of 2 x 2 were in it
+    for kind in ("plain", "progressive"):
+        jpeg = save(RGB, "JPEG", exif=exif, progressive=kind == "progressive")
+        files[kind] = jpeg.replace(struct.pack(">HH", *RGB.shape[:2]), struct.pack(">HH", height, width))
+    files["tiff"] = tiff(RGB, t256=width, t257=height)
+    big = b"".join(struct.pack("<HHQQ", tag, 4, 1, side) for tag, side in ((256, width), (257, height)))
+    files["big tiff"] = b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, 2) + big
+    bmp, gif = save(RGB, "BMP"), save(Image.fromarray(ALPHA), "GIF")
+    files["bmp"] = bmp[:18] + struct.pack("<ii", width, -height) + bmp[26:]
+    files["old bmp"] = bmp[:14] + struct.pack("<IHHHH", 12, width, height, 1, 24) + bmp[26:]
+    files["gif"] = gif[:6] + struct.pack("<HH", width, height) + gif[10:]
+    return files
+
+
+@pytest.mark.parametrize("kind", huge(1, 1))
+def test_more_pixels_than_memory_is_meant_for_are_refused_by_the_header(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(decode.OPENCV_LIMIT, raising=False)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("the pixels were decoded"))
+    data = huge(25_000, 20_001)[kind]
+    with pytest.raises(ValueError, match=r"^a has 500,025,000 pixels, more than 500,000,000, .* 1\.4 GiB .*into tiles"):
+        decode.decode_image(data, "a")
+    if kind == "png":
+        with pytest.raises(ValueError, match=r"^a has 500,025,000 pixels"):
+            decode.decode_annotation(data, "a")
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: SMOOTH)
+    assert decode.decode_image(huge(20_000, 20_000)[kind], "a").shape == SMOOTH.shape, "a large satellite scene"
+    monkeypatch.setenv(decode.OPENCV_LIMIT, "2000000000")
+    assert decode.decode_image(data, "a").shape == SMOOTH.shape, "OpenCV's limit counts where the user sets it"
+
+
+def test_more_pixels_than_opencv_reads_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(decode.OPENCV_LIMIT, "1073741824")  # as it is by itself
+    with pytest.raises(
+        ValueError, match=r"^a\.png cannot be read in one piece .*into tiles, .*set OPENCV_IO_MAX_IMAGE"
+    ):
+        decode.decode_image(huge(40_000, 40_000)["png"], "a.png")
+
+
+def test_headers_tell_the_size_of_the_image() -> None:
+    for kind, data in OPAQUE.items():
+        expected = 0 if "webp" in kind else np.prod(Image.open(io.BytesIO(data)).size)
+        assert headers.stored_pixels(data) == expected, kind
+        for length in range(0, len(data), 7):
+            assert headers.stored_pixels(data[:length]) in (0, expected), "a truncated header"

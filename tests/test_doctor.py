@@ -5,13 +5,13 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import run_module, write_stripes
+from conftest import ROOT, run_module, write_stripes
 
 from psp_jax import doctor
 from psp_jax.data import workers as pool
@@ -57,6 +57,7 @@ def test_faults_are_lines_and_a_code(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert f"fail  compile cache: {tmp_path}/file/cache cannot be written" in done.stdout
     assert "ok    device 0" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+    assert done.stdout.count("/nowhere") == 1 and done.stdout.splitlines()[-1].endswith(", 2 fail")
     wrong = run_module("psp_jax.doctor", "--config.train.steps=3")
     assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1
 
@@ -160,7 +161,7 @@ def test_devices_that_hang_or_end_the_process(
 ) -> None:
     monkeypatch.setattr(doctor, "EXAMINE_DEVICES", [sys.executable, "-c", program])
     (finding,) = guarded("devices", lambda: doctor.devices("off", seconds))
-    assert finding.level == "fail" and words in finding.text
+    assert finding.level == "fail" and words in finding.text and finding.remedy
 
 
 def test_who_holds_an_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +169,57 @@ def test_who_holds_an_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert doctor._holders(0) == "no process of this user holds an accelerator"
     with (tmp_path / "accel0").open("w"):
         assert f"held by process {os.getpid()} (" in doctor._holders(0)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os; os.abort()",
+        "from psp_jax.health import devices as d, findings as f\n"
+        "def busy(): raise RuntimeError('Unable to initialize backend: the device is busy')\n"
+        "for found in f.guarded('devices', busy): print(found.encoded(), flush=True)",
+    ],
+)
+def test_who_holds_an_accelerator_is_told_of_a_backend_that_fails_at_once(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "DEVICE_FILES", (str(tmp_path / "accel"),))
+    monkeypatch.setattr(doctor, "EXAMINE_DEVICES", [sys.executable, "-c", program])
+    with (tmp_path / "accel0").open("w"):
+        (finding,) = doctor.devices("off", 280)
+    assert finding.level == "fail" and f"; held by process {os.getpid()} (" in finding.text
+    assert finding.remedy.startswith("end what holds them")
+
+
+def test_one_mistake_is_one_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "devices", lambda *_: iter(()))
+    folder = write_stripes(tmp_path / "stripes", {"train": 2, "val": 1})
+
+    def wrong(*flags: str) -> list[Finding]:
+        found = doctor.examine(tmp_path, str(ROOT / "configs" / "folder.py"), flags, 280)
+        return [finding for finding in found if finding.level != "ok" and "GiB" not in finding.text]
+
+    (finding,) = wrong("--config.data.dri=x")
+    assert (finding.level, finding.name) == ("fail", "configuration") and finding.remedy.startswith("known fields")
+    (finding,) = wrong("--config.data.name=coco", f"--config.data.dir={folder}")
+    assert (finding.level, finding.name) == ("fail", "prepared data") and "coco" in finding.text
+    (finding,) = wrong(f"--config.data.dir={folder}")
+    assert (finding.level, finding.name) == ("warn", "prepared data") and finding.remedy.startswith("prepare it: ")
+    (finding,) = wrong("--config.data.name=ade20k", "--config.data.dir=not_yet")
+    assert (finding.level, finding.name) == ("warn", "prepared data") and finding.remedy.startswith("prepare it: ")
+
+
+def test_what_is_not_ok_has_a_remedy() -> None:
+    with pytest.raises(ValueError, match="says not what to do"):
+        Finding("warn", "a", "b")
+    for error in (OSError(5, "Input/output error", "/data"), ValueError("x"), RuntimeError("y; z")):
+
+        def broken(error: Exception = error) -> Iterator[Finding]:
+            raise error
+
+        (finding,) = guarded("a", broken)
+        assert str(error) in finding.text and finding.remedy
 
 
 def test_gpu_memory_that_others_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,10 @@ def test_a_directory_with_something_in_it_is_left_alone(finished_run: Run, tmp_p
     (tmp_path / "holiday.jpg").write_bytes(b"precious")
     with pytest.raises(FileExistsError, match="is not empty; choose another --output"):
         export(finished_run.workdir, tmp_path, form="stablehlo")
+    with pytest.raises(FileExistsError, match=r"holiday\.jpg is a file, and the export needs a folder; choose another"):
+        export(finished_run.workdir, tmp_path / "holiday.jpg", form="stablehlo")
+    with pytest.raises(OSError, match=r"holiday\.jpg/deep could not be written .*: a file is in its way"):
+        export(finished_run.workdir, tmp_path / "holiday.jpg" / "deep", form="stablehlo")
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 

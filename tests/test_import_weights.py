@@ -181,6 +181,7 @@ def test_refusals_leave_nothing_behind(camvid: tuple[Path, Tensors], tmp_path: P
     taken.mkdir()
     (taken / "file").touch()
     assert "is not empty" in refused(taken, file, "semseg")
+    assert f"{file} is a file, and the model needs a folder" in refused(file, file, "semseg")
 
     def full_disk(*_: object) -> None:
         raise ValueError("the disk is full")

@@ -1,5 +1,6 @@
 """The commands as a user runs them: train, resume after a kill, evaluate, export, predict, and refusals in words."""
 
+import contextlib
 import functools
 import json
 import os
@@ -20,7 +21,10 @@ from conftest import ROOT, Run, environment, run_module
 from PIL import Image
 
 import psp_jax
+from psp_jax import evaluate, train
 from psp_jax.checkpoint import Checkpoints
+from psp_jax.config import defaults
+from psp_jax.walltime import WallTime
 from psp_jax.workdir import lock
 
 
@@ -105,7 +109,7 @@ def test_another_configuration_is_refused_and_nothing_is_touched(finished_run: R
     done = finished_run.start(finished_run.workdir, "--config.optimizer.base_lr=0.5")
     assert done.returncode == 1
     assert "optimizer.base_lr: 0.01 -> 0.5" in done.stderr
-    assert "--resume=override" in done.stderr
+    assert "--resume=override" in done.stderr and "or delete that folder to begin anew" in done.stderr
     assert "Traceback" not in done.stderr
     assert {p: p.stat().st_mtime_ns for p in finished_run.workdir.rglob("*")} == before
 
@@ -188,12 +192,23 @@ def test_another_network_is_refused_even_with_override(finished_run: Run) -> Non
     assert (finished_run.workdir / "model.json").read_text() == before
 
 
-def test_two_runs_in_one_workdir_are_refused(finished_run: Run) -> None:
+def test_two_runs_in_one_workdir_are_refused(finished_run: Run, tmp_path: Path) -> None:
     with lock(finished_run.workdir):
-        done = finished_run.start(finished_run.workdir)
+        done = finished_run.start(finished_run.workdir, f"--config.data.prepared_dir={tmp_path / 'not yet'}")
     assert done.returncode == 1
     assert "Another process is working in" in done.stderr
     assert f"evaluating; process {os.getpid()} on {socket.gethostname()} since 20" in done.stderr
+    assert not (tmp_path / "not yet").exists(), "before any data are prepared"
+
+
+def test_who_trains_or_evaluates_holds_the_workdir(tmp_path: Path) -> None:
+    """Also where another has come while data were prepared."""
+    held, config = functools.partial(pytest.raises, ValueError, match="Another process is working in"), defaults()
+    with lock(tmp_path):
+        with held(), train._watched(config, tmp_path, WallTime()):
+            pass
+        with held(), contextlib.ExitStack() as stack:
+            evaluate._looked_after(stack, config, tmp_path)
 
 
 def test_best_checkpoint_by_command(finished_run: Run, tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ def test_images_and_masks_in_one_folder(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
     (tmp_path / "a.png").touch()
     assert list(find_pairs(tmp_path, tmp_path).pairs.values()) == [(tmp_path / "a.jpg", tmp_path / "a.png")]
+    with pytest.raises(ValueError, match=r"holds no masks \(\*_gt\.png\)"):
+        find_pairs(tmp_path, tmp_path, "_gt")
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(ValueError, match=r"^Nothing tells images from masks in .* all are PNG: .* a folder of their"):
+        find_pairs(tmp_path, tmp_path)
 
 
 def test_one_folder_in_the_other(tmp_path: Path) -> None:

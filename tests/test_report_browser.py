@@ -214,6 +214,18 @@ def test_curves_read_out_under_pointer_and_keys(visit, report):
     assert "step 1\n" in loss.inner_text() and "loss 3" in loss.inner_text()
 
 
+def test_labels_of_axes_are_whole_and_one_image_is_one(visit, tmp_path):
+    workdir = write_workdir(tmp_path / "run", images=1)
+    log = workdir / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.0024'))
+    page = visit(write_report(workdir))
+    rate = page.locator(".chart svg").last
+    assert "0.0015" in rate.text_content()
+    assert rate.evaluate("svg => Math.min(...[...svg.querySelectorAll('text')].map(text => text.getBBox().x))") >= 0
+    assert "val, 1 image" in page.locator(".run-line").inner_text().split(" \u00b7 ")
+    assert page.locator(".tally").inner_text() == "1 image."
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_theme_follows_the_system_until_the_button_is_used(visit, report, scheme):
     page = visit(report, scheme=scheme)

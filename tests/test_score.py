@@ -78,6 +78,8 @@ def test_confusion_file_tells_what_was_predicted_void(folders: tuple[Path, Path]
     score(*folders, TABLE, tmp_path / "c.csv")
     lines = ["label \\ prediction,road,tree,sky,unlabelled", "road,2,1,0,0", "tree,0,2,0,1", "sky,0,0,0,0"]
     assert (tmp_path / "c.csv").read_text("utf-8") == "\n".join(lines) + "\n"
+    with pytest.raises(OSError, match=r"c\.csv could not be written .*: a file is in its way"):
+        score(*folders, TABLE, tmp_path / "c.csv" / "c.csv")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from psp_jax import parallel
 from psp_jax.models.batch_norm import BatchNorm
-from psp_jax.replay import Looks, replay
+from psp_jax.replay import Looks, _configuration, replay
 from psp_jax.train_step import StepFunction, TrainState, _packed, _unpacked, create_state, make_train_step
 
 SGD = optax.sgd(0.5)
@@ -164,3 +164,24 @@ def test_a_damaged_bundle_is_refused_in_a_sentence(tmp_path: Path) -> None:
             (tmp_path / file).write_bytes(content)
         with pytest.raises(ValueError, match=f"^{tmp_path} is damaged .*; copy it anew from its run"):
             replay(tmp_path)
+
+
+def test_a_bundle_of_another_version_has_defaults_for_what_it_lacks_or_is_refused(tmp_path: Path) -> None:
+    labels = {"label": np.zeros((2, 41, 49), np.uint8)}
+    train = {"batch_size": 2, "crop_size": [41, 49], "steps": 3}
+    older = _configuration({"seed": 5, "train": train}, tmp_path, labels)
+    assert (older.seed, older.train.crop_size, older.loss.dice, older.train.max_skipped) == (5, (41, 49), 0.0, 10)
+    for fields in (
+        {"train": train | {"stpes": 3}},
+        {"train": train, "augment": 5},
+        {"train": train | {"batch_size": 3}},
+        {"train": train, "loss": {"dice": -1}},
+        {"train": train, "model": {"depth": 51}},
+        {"train": train | {"crop_size": "all"}},
+        [],
+    ):
+        with pytest.raises(
+            ValueError, match=f"^{tmp_path}/config.json is of another version .*was edited .*copy it"
+        ) as e:
+            _configuration(fields, tmp_path, labels)
+        assert "\n" not in str(e.value)

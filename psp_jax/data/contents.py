@@ -11,13 +11,17 @@ from typing import NamedTuple
 from psp_jax.classes import ClassTable
 from psp_jax.data.builders import Pair
 from psp_jax.data.builders.image_folder import IMAGE_SUFFIXES, Folder, folder_classes
+from psp_jax.data.decode import NO_FILE
 from psp_jax.data.source import Source, open_source, read_info
 
 Pairs = dict[str, list[tuple[Path, Path]]]
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: its kind (a key of `findings.ERRORS`), the split, the file, and the whole sentence."""
+    """One thing that is wrong: its kind, the split, the file, and the whole sentence.
+
+    The kind is a key of `findings.ERRORS`, or "unused", which training does not stumble over.
+    """
 
     kind: str
     split: str
@@ -34,7 +38,7 @@ class Contents:
       classes: its class table.
       counts: {split: number of pairs}.
       pair: `pair(split, index)` reads one, in any thread; raises OSError or ValueError where it cannot be read.
-      problems: files that belong to no pair.
+      problems: files and folders that belong to no pair.
     """
 
     where: str
@@ -66,12 +70,11 @@ def open_contents(
 
 
 def _open_folder(path: Path, classes: str | Path | None) -> Contents:
-    problems: list[Problem] = []
+    pairs, problems = _list_pairs(path)
     try:
-        pairs = Folder(path).pairs
+        Folder(path)
     except (FileNotFoundError, ValueError):
-        pairs, problems = _list_pairs(path)
-        if not problems:  # the folder as a whole is none
+        if not pairs:  # the folder as a whole is none
             raise
 
     def pair(split: str, index: int) -> Pair:
@@ -102,11 +105,21 @@ def _list_pairs(path: Path) -> tuple[Pairs, list[Problem]]:
                 images[file.stem] = file
         if not images:
             report(images_dir, "holds no images")
+        elif not annotations_dir.is_dir():
+            report(images_dir, f"holds images ({len(images):,}), but there is no folder {annotations_dir}")
+            images = {}
         annotations = {file.stem: file for file in _children(annotations_dir) if file.suffix.lower() == ".png"}
         for stem in sorted(images.keys() ^ annotations.keys()):
             alone, other = (images[stem], annotations_dir) if stem in images else (annotations[stem], images_dir)
             report(alone, f"has no {'.png' if stem in images else 'image'} of the same name in {other}")
-        pairs[split] = [(images[stem], annotations[stem]) for stem in sorted(images.keys() & annotations.keys())]
+        found = [(images[stem], annotations[stem]) for stem in sorted(images.keys() & annotations.keys())]
+        for file in (file for pair in found for file in pair if not file.is_file()):
+            report(file, NO_FILE)
+        pairs[split] = [pair for pair in found if all(file.is_file() for file in pair)]
+    for folder in _children(path / "annotations"):
+        if folder.is_dir() and folder.name not in pairs:
+            message = f"{folder} has no folder of images {path / 'images' / folder.name}."
+            problems.append(Problem("unused", folder.name, str(folder), message))
     return pairs, problems
 
 

@@ -4,16 +4,23 @@ EXIF orientation is ignored for pairs on purpose: an annotation belongs to the s
 """
 
 import io
+import os
 import re
 
 import cv2
 import numpy as np
 from PIL import Image
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from psp_jax.data.headers import JPEG_START, PNG_SIGNATURE, TIFF_STARTS, stored_pixels
+
+# The most pixels of an image: 22,360 a side, 1.4 GiB at 3 bytes each (a satellite scene of 20,000 a side is read). A
+# header of a few bytes may claim any size, and several threads decode at a time. Who sets the limit of OpenCV, 2^30
+# else, sets this one too.
+MAX_PIXELS = 500_000_000
+OPENCV_LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"
+# What is said of something that has the name of an image; a pipe would be waited for without an end.
+NO_FILE = "is no file (but a folder, a pipe, a socket, a device or a link to nothing); move it away"
 PNG_GREY, PNG_RGB, PNG_PALETTE = 0, 2, 3
-JPEG_START = b"\xff\xd8"
-TIFF_STARTS = (b"II*\0", b"MM\0*")
 EXIF_ORIENTATION = 0x0112
 TIFF_EXTRA_SAMPLES = 338  # what the channels after the colours are: 1 is alpha that the colours are multiplied with,
 EXTRA_PREMULTIPLIED, EXTRA_ALPHA = 1, 2  # 2 alpha of its own, anything else no transparency at all
@@ -30,9 +37,10 @@ def decode_image(data: bytes, where: str, upright: bool = False) -> np.ndarray:
     orientation belongs to the format, and no reader leaves it out).
 
     Raises:
-      ValueError: not an image, damaged or truncated, too large for OpenCV (2^30 pixels), or with values that have no
-        white (floats); the sentence names `where`.
+      ValueError: not an image, damaged or truncated, of more than MAX_PIXELS, or with values that have no white
+        (floats); the sentence names `where`.
     """
+    _check_pixels(data, where)
     if _is_plain(data):  # nearly all files: one call that does everything
         flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
         return _readable(_imdecode(data, flags, where), data, where)
@@ -63,8 +71,9 @@ def decode_numbers(data: bytes, where: str) -> np.ndarray:
     """Return u8[H, W], or u16 where a pixel has 16 bits, of a PNG of numbers: labels, palette indices, instances.
 
     Raises:
-      ValueError: not a PNG, a PNG of colours, or unreadable; the sentence names `where`.
+      ValueError: not a PNG, a PNG of colours, of more than MAX_PIXELS, or unreadable; the sentence names `where`.
     """
+    _check_pixels(data, where)
     if data[:8] != PNG_SIGNATURE or len(data) < 26:
         raise ValueError(f"{where} is not a PNG file; annotations are PNG, since lossy formats change class values.")
     depth, colour = data[24], data[25]  # of the IHDR chunk, always the first one
@@ -98,13 +107,23 @@ def _is_plain(data: bytes) -> bool:
     return data[25] in (PNG_GREY, PNG_RGB, PNG_PALETTE) and data.find(b"tRNS", 0, data.find(b"IDAT")) < 0
 
 
+def _check_pixels(data: bytes, where: str) -> None:
+    pixels = stored_pixels(data)
+    if pixels > MAX_PIXELS and OPENCV_LIMIT not in os.environ:
+        raise ValueError(
+            f"{where} has {pixels:,} pixels, more than {MAX_PIXELS:,}, and would take {3 * pixels / 2**30:.1f} GiB of "
+            f"memory at once: cut it into tiles, or, where memory is ample, set {OPENCV_LIMIT} to the most pixels of "
+            "an image."
+        )
+
+
 def _imdecode(data: bytes, flags: int, where: str) -> np.ndarray | None:
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error as error:
         raise ValueError(
-            f"{where} cannot be read in one piece ({error.err}): cut it into smaller images, or, where it has more "
-            "than 2^30 pixels and memory is ample, raise that limit by setting OPENCV_IO_MAX_IMAGE_PIXELS."
+            f"{where} cannot be read in one piece ({error.err}): cut it into tiles, or, where it has too many pixels "
+            f"and memory is ample, set {OPENCV_LIMIT} to the most pixels of an image."
         ) from None
 
 

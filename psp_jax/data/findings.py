@@ -26,6 +26,7 @@ ERRORS = {
     "size": "Labels of another size than their image",
     "values": "Values that the class table does not know",
 }
+FEW = 3  # images to evaluate on: with fewer, one of them decides the score
 
 
 @dataclass
@@ -63,7 +64,9 @@ class Findings:
     def __init__(self, classes: ClassTable, splits: Sequence[str]) -> None:
         self.classes = classes
         self.tallies = {split: Tally() for split in splits}
-        self._errors = {kind: Finding("error", title) for kind, title in ERRORS.items()}
+        self._problems = {kind: Finding("error", title) for kind, title in ERRORS.items()}
+        self._problems["unused"] = Finding("warning", "Annotations without images", "They are left out.")
+        self._pairs = Counter[str]()  # of each split, readable or not
         self._void = Finding("warning", "Labels that are void everywhere", "No pixel of them is learned from.")
         self._turned = Finding(
             "warning",
@@ -77,14 +80,15 @@ class Findings:
         self._strange_in: dict[int, list[str]] = defaultdict(list)
 
     def problem(self, problem: Problem) -> None:
-        """Count an error."""
-        self._errors[problem.kind].add(problem.message)
+        """Count one that has a kind of its own."""
+        self._problems[problem.kind].add(problem.message)
 
     def add(self, seen: Look) -> None:
         """Count what one pair was found to hold."""
         for problem in seen.problems:
             self.problem(problem)
         self.tallies[seen.split].add(seen)
+        self._pairs[seen.split] += 1
         name = f"{seen.split}/{seen.name}"
         if seen.turned:
             self._turned.add(name)
@@ -110,9 +114,16 @@ class Findings:
     def all(self, train_split: str, eval_split: str) -> list[Finding]:
         """Return everything found, errors first; the arguments are those of `config.data`, splits joined by +."""
         twice = self._twice(train_split.split("+"), eval_split.split("+"))
-        counted = [*self._errors.values(), *twice, self._void, self._turned]
-        judged = judge(self.classes, self.tallies, train_split)
+        counted = [*self._problems.values(), *twice, self._void, self._turned]
+        judged = [*judge(self.classes, self.tallies, train_split), self._few(eval_split.split("+"))]
         return sorted((f for f in [*counted, *judged] if f.total), key=lambda finding: finding.level)
+
+    def _few(self, evaluated: Sequence[str]) -> Finding:
+        found = Finding("warning", "Few images to evaluate on", "One image more or less changes the score; add some.")
+        count = sum(self._pairs[split] for split in evaluated)
+        if 0 < count < FEW:
+            found.add(f"{'+'.join(evaluated)} has {count} {'image' if count == 1 else 'images'}")
+        return found
 
     def _twice(self, training: Sequence[str], evaluated: Sequence[str]) -> tuple[Finding, Finding]:
         """Find images that are in a training and in another evaluated split, and those that are twice in any split.

@@ -20,13 +20,21 @@ def count_pixels(source: Source, advance: Callable[[int], None]) -> np.ndarray:
     """
 
     def count(index: int) -> np.ndarray:
-        return np.bincount(source.label(index).ravel(), minlength=256)[: source.classes.num_classes]
+        return count_values(source.label(index))[: source.classes.num_classes]
 
     total = np.zeros(source.classes.num_classes, np.int64)
     for counts in map_ahead(count, range(len(source))):
         total += counts
         advance(1)
     return total
+
+
+def count_values(label: np.ndarray) -> np.ndarray:
+    """Return i64[256], the pixels of each value of a label u8[H, W]; row by row, as NumPy counts in copies of i64."""
+    counts = np.zeros(256, np.int64)
+    for row in label:
+        counts += np.bincount(row, minlength=256)
+    return counts
 
 
 def inverse_log_frequency(pixels: np.ndarray) -> tuple[float, ...]:

@@ -11,6 +11,8 @@ from PIL import Image
 from psp_jax.classes import MAX_CLASSES
 from psp_jax.data import decode
 from psp_jax.data.builders.base import Pair, check_same_size, encode_png
+from psp_jax.data.frequencies import count_values
+from psp_jax.data.headers import PNG_SIGNATURE
 
 VALUES, COLOURS = "values", "colours"  # what masks are read as
 Colour = tuple[int, int, int]
@@ -43,7 +45,7 @@ def inspect(image: Path, mask: Path, read_as: str | None) -> MaskFacts:
         found: np.ndarray
         if kind == VALUES:
             found = decode.decode_annotation(pair.annotation, pair.annotation_name)
-            pixels_of = np.bincount(found.ravel(), minlength=256)
+            pixels_of = count_values(found)
             counts: dict[Any, int] = {int(value): int(pixels_of[value]) for value in np.flatnonzero(pixels_of)}
         else:
             found = packed_colours(pair.annotation, pair.annotation_name)
@@ -93,11 +95,11 @@ def to_values(mask: Path, value_of: Mapping[Colour, int]) -> bytes:
 
 def _holds_values(data: bytes) -> bool:
     """Tell grey-scale and palette PNGs from those of colours; what is no PNG is told when it is decoded."""
-    return data[:8] != decode.PNG_SIGNATURE or data[25:26] in (bytes([decode.PNG_GREY]), bytes([decode.PNG_PALETTE]))
+    return data[:8] != PNG_SIGNATURE or data[25:26] in (bytes([decode.PNG_GREY]), bytes([decode.PNG_PALETTE]))
 
 
 def _require_png(data: bytes, where: str) -> None:
-    if data[:8] != decode.PNG_SIGNATURE or len(data) < 26:
+    if data[:8] != PNG_SIGNATURE or len(data) < 26:
         raise ValueError(f"{where} is not a PNG file; masks are PNG, since lossy formats change their values.")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from psp_jax.data.builders.image_folder import IMAGE_SUFFIXES
+from psp_jax.data.decode import NO_FILE
 
 # What names end with beside the extension; the longest that fits is taken off.
 MASK_ENDINGS = (
@@ -64,9 +65,15 @@ def find_pairs(images: Path, masks: Path, mask_ending: str | None = None) -> Pai
         mask_files = [file for file in mask_files if not file.is_relative_to(images)]
     taken = set(mask_files)
     image_files = [file for file in image_files if file not in taken]
-    for found, folder, what in ((image_files, images, "images"), (mask_files, masks, "masks")):
-        if not found:
-            raise ValueError(f"{folder} holds no {what} ({', '.join(IMAGE_SUFFIXES)}).")
+    if taken and images == masks and not image_files:
+        raise ValueError(
+            f"Nothing tells images from masks in {images}, all are PNG: give the masks an ending, such as a_mask.png "
+            "for a.png (--mask_ending names another), or a folder of their own."
+        )
+    if not image_files:
+        raise ValueError(f"{images} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+    if not mask_files:
+        raise ValueError(f"{masks} holds no masks ({f'*{mask_ending}.png' if mask_ending else '.png'}).")
     exact = mask_ending is None
     for deep in (True, False):
         keys = _by_key(mask_files, masks, endings, exact, deep)
@@ -171,10 +178,14 @@ def _ends(file: Path, endings: tuple[str, ...]) -> bool:
 
 def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Return the files below `root` with such an extension, sorted, hidden files and folders left out."""
-    return sorted(
+    found = sorted(
         file
         for file in root.rglob("*")
         if file.suffix.lower() in suffixes
-        and file.is_file()
+        and not file.is_dir()
         and not any(part.startswith(".") for part in file.relative_to(root).parts)
     )
+    for file in found:
+        if not file.is_file():
+            raise ValueError(f"{file} {NO_FILE}.")
+    return found

@@ -20,6 +20,7 @@ from psp_jax.data import decode
 from psp_jax.data.builders import Pair
 from psp_jax.data.builders.base import check_same_size
 from psp_jax.data.contents import Contents, Problem
+from psp_jax.data.frequencies import count_values
 from psp_jax.data.threads import map_ahead
 from psp_jax.visualize import overlay_with_legend
 
@@ -127,11 +128,12 @@ def look(contents: Contents, split: str, index: int) -> Look:
     seen = Look(split, pair.id, tuple(problems), picture=picture)
     if image is not None:
         mean, deviation = (np.array(value).ravel() for value in cv2.meanStdDev(image))
-        digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
+        digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+        digest.update(image.data)  # of its own memory: a copy of a large image takes gigabytes
         turned = decode.exif_orientation(pair.image) > 1
         size = (image.shape[0], image.shape[1])
-        seen = seen._replace(size=size, mean=mean, deviation=deviation, digest=digest, turned=turned)
-    return seen if label is None else seen._replace(values=np.bincount(label.ravel(), minlength=256))
+        seen = seen._replace(size=size, mean=mean, deviation=deviation, digest=digest.digest(), turned=turned)
+    return seen if label is None else seen._replace(values=count_values(label))
 
 
 def _picture(image: np.ndarray, label: np.ndarray, classes: ClassTable) -> bytes:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+REPORT = "mend the installation, or report this"
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,19 @@ class Finding:
       name: what was looked at.
       text: what was seen.
       remedy: what to do; "" where there is nothing to do.
+
+    Raises:
+      ValueError: it is not OK, and has no remedy.
     """
 
     level: str
     name: str
     text: str
     remedy: str = ""
+
+    def __post_init__(self) -> None:
+        if self.level != OK and not self.remedy:
+            raise ValueError(f"The finding {self.name!r} ({self.text[:80]}) says not what to do.")
 
     def line(self) -> str:
         """Return it as one line."""
@@ -47,5 +55,13 @@ def guarded(name: str, examine: Callable[[], Iterator[Finding]]) -> Iterator[Fin
     try:
         yield from examine()
     except Exception as error:
-        remedy = "" if isinstance(error, OSError | ValueError) else "mend the installation, or report this"
-        yield Finding(FAIL, name, f"{type(error).__name__}: {error}".rstrip("."), remedy)
+        yield of_error(FAIL, name, error)
+
+
+def of_error(level: str, name: str, error: Exception) -> Finding:
+    """Return the finding that an error makes; this package's own say what to do after their semicolon."""
+    text, _, remedy = str(error).rstrip(".").partition("; ")
+    if isinstance(error, OSError | ValueError) and remedy:
+        return Finding(level, name, text, remedy)
+    remedy = "look at its rights and at its storage" if isinstance(error, OSError) else REPORT
+    return Finding(level, name, f"{type(error).__name__}: {error}".rstrip("."), remedy)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from psp_jax.data.workers import Batch, Batches, WorkerPool
-from psp_jax.health.findings import FAIL, OK, Finding
+from psp_jax.health.findings import FAIL, OK, Finding, of_error
 
 
 class Numbers:
@@ -46,7 +46,7 @@ def worker(batches: Batches, what: str, seconds: float) -> Iterator[Finding]:
         text = f"a worker process gave no answer in {seconds:.0f} s"
         yield Finding(FAIL, "data worker", text, "look whether the storage of the data or of Python's packages hangs")
     elif isinstance(answer[0], Exception):
-        yield Finding(FAIL, "data worker", str(answer[0]))
+        yield of_error(FAIL, "data worker", answer[0])
     else:
         shape = answer[0]["image"].shape if "image" in answer[0] else ()
         size = f", {shape[1]}x{shape[0]} pixels" if shape else ""

@@ -1,4 +1,5 @@
-const CHART = { height: 220, left: 44, right: 10, top: 10, bottom: 24 };
+const CHART = { height: 220, right: 10, top: 10, bottom: 24 };
+const DIGIT = 7; // pixels, at most, of a character of a label
 
 /**
  * Curves over the steps of training. Pointer and arrow keys move a line that reads the values.
@@ -9,7 +10,9 @@ const CHART = { height: 220, left: 44, right: 10, top: 10, bottom: 24 };
 function chart(title, series, format) {
   const all = series.flatMap(({ values }) => values.filter((value) => value !== null));
   const last = Math.max(...series.flatMap(({ steps }) => steps));
-  const axes = { last, steps: ticks(0, last).filter((step) => step <= last), values: ticks(Math.min(0, ...all), Math.max(...all)) };
+  const values = ticks(Math.min(0, ...all), Math.max(...all));
+  const left = Math.max(44, 10 + DIGIT * Math.max(...values.map((value) => format(value).length)));
+  const axes = { last, steps: ticks(0, last).filter((step) => step <= last), values, left };
   const svg = svgElement("svg", { role: "application", tabindex: "0", "aria-label": `${title}. Arrow keys read the values.` });
   const readouts = series.map(() => element("b"));
   const place = element("span", { class: "muted" });
@@ -54,7 +57,8 @@ function chart(title, series, format) {
 }
 
 function drawChart(svg, width, axes, series, format) {
-  const { height, left, right, top, bottom } = CHART;
+  const { height, right, top, bottom } = CHART;
+  const { left } = axes;
   const [low, high] = [axes.values[0], axes.values.at(-1)];
   const x = (step) => left + (step / (axes.last || 1)) * (width - left - right);
   const y = (value) => height - bottom - ((value - low) / (high - low)) * (height - top - bottom);

@@ -48,6 +48,11 @@ function count(number) {
   return number.toLocaleString("en-US");
 }
 
+/** "1 image", "2 images". */
+function counted(number, noun) {
+  return `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+}
+
 function rgb(color) {
   return `rgb(${color.join(" ")})`;
 }

@@ -56,7 +56,7 @@ function gallery(items, classes, options) {
 function tally(shown, matching, all) {
   if (matching === 0) return "None of these images matches.";
   const first = shown < matching ? `, the first ${shown} are shown` : "";
-  return matching === all ? `${all} images${first}.` : `${matching} of ${all} images match${first}.`;
+  return matching === all ? `${counted(all, "image")}${first}.` : `${matching} of ${all} images match${first}.`;
 }
 
 function matches(item, { chosen, text }) {

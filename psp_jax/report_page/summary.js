@@ -1,6 +1,6 @@
 /** What was scored: network, classes, step, split. */
 function runLine(run) {
-  const parts = [run.network, `${run.classes.length} classes of ${run.data}`, `step ${count(run.step)}`, `${run.split}, ${count(run.images)} images`];
+  const parts = [run.network, `${run.classes.length} classes of ${run.data}`, `step ${count(run.step)}`, `${run.split}, ${counted(run.images, "image")}`];
   return parts.join(" \u00b7 ");
 }
 
@@ -27,7 +27,7 @@ function histogram(counts) {
   const most = Math.max(...counts);
   const bars = counts.map((images, index) => {
     const range = `${5 * index}\u2013${5 * index + 5} %`;
-    return element("span", { "--part": images / most, title: `mean IoU ${range}: ${count(images)} images` });
+    return element("span", { "--part": images / most, title: `mean IoU ${range}: ${counted(images, "image")}` });
   });
   const total = counts.reduce((sum, images) => sum + images, 0);
   const median = counts.findIndex((_, index) => counts.slice(0, index + 1).reduce((sum, images) => sum + images, 0) >= total / 2);
