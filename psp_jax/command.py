@@ -31,10 +31,11 @@ def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exi
         print("interrupted", file=sys.stderr, flush=True)
         leave(130)
     except Exception as error:
-        if os.environ.get("PSP_JAX_DEBUG") or not _mendable(error):
+        words = None if os.environ.get("PSP_JAX_DEBUG") else told(error)
+        if words is None:
             traceback.print_exc()
         else:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {words}", file=sys.stderr, flush=True)
         leave(1)
 
 
@@ -45,8 +46,13 @@ def last_words(error: Exception) -> str:
     return words if len(words) <= LONGEST else f"{words[:LONGEST]} ..."
 
 
-def _mendable(error: Exception) -> bool:
-    if isinstance(error, OSError | FloatingPointError):
-        return True
+def told(error: Exception) -> str | None:
+    """Return the line that tells of an error that a user can mend, None of another; see `run_command`."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, ValueError) and frame.f_code.co_filename.startswith(PACKAGE)
+    ours = isinstance(error, ValueError) and frame.f_code.co_filename.startswith(PACKAGE)
+    return one_line(str(error)) if ours or isinstance(error, OSError | FloatingPointError) else None
+
+
+def one_line(text: str) -> str:
+    """Return `text` with a space for what ends a line, steers a terminal or cannot be written; files are quoted."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -185,10 +185,13 @@ def check_fields(config: ConfigDict) -> None:
 
 
 def unknown_field(field: str) -> str:
-    """Return the sentence that refuses `field` ("train.stpes") and lists the known ones near it."""
+    """Return the sentence that refuses `field` ("train.stpes") and lists the known ones near it, or the sections."""
     known = [name for name, _ in flatten(defaults())]
-    section = field.rpartition(".")[0]
-    near = [name for name in known if name.rpartition(".")[0] == section] or known
+    section = field if any(name.startswith(f"{field}.") for name in known) else field.rpartition(".")[0]
+    near = [name for name in known if section and name.startswith(f"{section}.")]
+    near = near or list(
+        dict.fromkeys(f"{top}.*" if rest else top for top, _, rest in (n.partition(".") for n in known))
+    )
     return f"Unknown configuration field {' '.join(field[:200].split())}; known fields: {', '.join(near)}."
 
 
