@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = str(Path(__file__).parent)
 DEBUG_FLAG = "--debug"
-LONGEST = 2000  # characters of an error that repeats what was given
+LONGEST = 500  # characters of an error that repeats what was given
 
 
 def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:

@@ -49,4 +49,5 @@ def parse_problem(error: Exception, file: str, arguments: Sequence[str]) -> str:
     if isinstance(error, flags.Error) and "Traceback" not in str(error):  # of a flag, which it names
         return last_words(error)
     kind = "" if isinstance(error, flags.Error | OSError | ValueError) else f"{type(error).__name__}: "
-    return f"{file}: {kind}{last_words(error)}"
+    words = f"{kind}{last_words(error)}"
+    return words if file.partition(":")[0] in words else f"{file}: {words}"

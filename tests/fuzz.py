@@ -29,7 +29,7 @@ import numpy as np
 
 from psp_jax.command import told
 
-LONGEST = 700  # characters of a refusal, in which a path may take 200 and what was given 300
+LONGEST = 1000  # characters of a refusal, in which a path may stand twice and what is damaged be quoted
 SECONDS = 120  # that reading one input may take, on a slow and loaded machine
 TEXTS = (".json", ".csv", ".py", ".flag")
 NUMBERS = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80", b"\xff" * 8)

@@ -9,6 +9,18 @@ import numpy as np
 from fuzz import Target, Told, files_of, folder_name
 
 OWNER = "12 1.5 data and protocol"
+OVERRIDES = {
+    "train.steps": 3,
+    "train.crop_size": "(65,)",
+    "train.ema_decay": 0.9,
+    "optimizer.base_lr": 0.1,
+    "model.bins": "(1, 2)",
+    "model.head": "psp",
+    "loss.class_weights": "(1.0, 2.0)",
+    "augment.photometric": "True",
+    "eval.scales": "multi",
+    "mesh.data": -1,
+}
 
 
 def _tiny_config() -> Any:
@@ -51,39 +63,37 @@ def make_config(folder: Path) -> list[Path]:
         '    config.data.update(name="image_folder", dir="photos")\n    config.train.update(steps=40, batch_size=4)\n'
         "    config.model.update(depth=18, head_channels=128)\n    return config\n"
     )
-    (folder / "overrides.json").write_text(json.dumps(["train.steps", "3"]))
+    (folder / "overrides.json").write_text(json.dumps(OVERRIDES))
     return files_of(folder, "*.py", "*.json")
 
 
-def _override(folder: Path) -> tuple[str, str]:
-    """Return the field and the value that overrides.json gives, whatever it holds by now."""
+def _overrides(folder: Path) -> list[str]:
+    """Return the flags that overrides.json gives, whatever it holds by now."""
     text = (folder / "overrides.json").read_text("utf-8", "replace")
     try:
         given = json.loads(text)
     except (ValueError, RecursionError):
         given = text
-    parts = given if isinstance(given, list) and given else [given]
-    words = [value if isinstance(value, str) else json.dumps(value) for value in parts[:2]]
-    return words[0], words[-1]
+    fields = given if isinstance(given, dict) else {"train.steps": given}
+    values = {field: value if isinstance(value, str) else json.dumps(value) for field, value in fields.items()}
+    return [f"--config.{field}={value}" for field, value in values.items()]
 
 
 def config_names(folder: Path, file: str) -> list[str]:
-    """Return the names of a damaged configuration, or of the flag: the field, which the values of a file have too."""
+    """Return the names of a damaged configuration, or of a flag: the field, which the values of a file have too."""
     from psp_jax.config import defaults, flatten
 
-    flag = f"--config.{_override(folder)[0].partition('=')[0][:20]}"
     known = [name for name, _ in flatten(defaults())]
-    return [*known, "a.py"] if file == "a.py" else [*known, flag, "configuration field "]
+    return [*known, "a.py"] if file == "a.py" else [*known, "Unknown configuration field "]
 
 
 def read_config(folder: Path) -> Any:
-    """Read a.py with overrides.json as the flag, as every command but main does; main differs in a global variable."""
+    """Read a.py with overrides.json as flags, as every command but main does; main differs in a global variable."""
     from psp_jax import config_file
     from psp_jax.config import plain
     from psp_jax.train import check_run
 
-    field, value = _override(folder)
-    config = config_file.read_config(str(folder / "a.py"), [f"--config.{field}={value}"])
+    config = config_file.read_config(str(folder / "a.py"), _overrides(folder))
     check_run(config)
     return plain(config)
 

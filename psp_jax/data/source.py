@@ -162,6 +162,8 @@ def _descriptions(directory: Path) -> tuple[tfds.core.DatasetInfo, dict[str, Any
         height, width = metadata["max_size"][split]
         if not all(isinstance(side, int) and 0 < side < 2**31 for side in (height, width)):
             raise ValueError(f"{METADATA_FILE} has no size of {split}")
+    if not (isinstance(metadata["note"], str) and isinstance(metadata.get("absent", {}), dict)):
+        raise ValueError(f"{METADATA_FILE} has a note or absent splits of another kind")
     ClassTable.from_dict(metadata["classes"])
     return info, metadata
 
