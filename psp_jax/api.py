@@ -19,6 +19,7 @@ from jax import lax
 
 from psp_jax import processes
 from psp_jax.checkpoint import Checkpoints, load_variables
+from psp_jax.command import cause
 from psp_jax.inference import make_forward, make_labeler
 from psp_jax.interpolation import resize
 from psp_jax.models import build_model, variable_shapes
@@ -149,8 +150,8 @@ def load(directory: str | Path, checkpoint: str = "latest", sharding: jax.shardi
     try:
         shapes = variable_shapes(card.model, card.classes.num_classes)
     except (LookupError, TypeError, ValueError) as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{directory}/model.json describes no network that can be built ({problem}).") from error
+        problem = f"{directory}/model.json describes no network that can be built ({cause(error)})"
+        raise ValueError(f"{problem}; restore it, or export the model again.") from error
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
     if (directory / PARAMETERS).exists():

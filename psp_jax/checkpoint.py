@@ -197,10 +197,8 @@ class Checkpoints:
                 raise
             self._wrong = remedy(error)  # raised here, the other processes would wait for this one in vain: see `_meet`
             return
-        seconds = time.monotonic() - began
-        self._news = (
-            f"checkpoint of step {step} written and read back in {seconds:.1f} s: {self._directory / str(step)}"
-        )
+        words = f"checkpoint of step {step} written and read back in {time.monotonic() - began:.1f} s"
+        self._news = f"{words}: {self._directory / str(step)}"
 
     def _meet(self, *, key: str, timeout_ms: int) -> None:
         """Wait for the other processes in Orbax's thread; raise on all of them what is wrong with the checkpoint.

@@ -46,6 +46,11 @@ def last_words(error: Exception) -> str:
     return words if len(words) <= LONGEST else f"{words[:LONGEST]} ..."
 
 
+def cause(error: BaseException) -> str:
+    """Return kind and words of an error as part of a sentence, cut off since they may repeat what was given."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def told(error: Exception) -> str | None:
     """Return the line that tells of an error that a user can mend, None of another; see `run_command`."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore
 
+from psp_jax.command import cause
 from psp_jax.workdir import read_json
 
 CHECKSUMS = "checksums.json"
@@ -134,10 +135,9 @@ def checked(directory: Path) -> Iterator[None]:
                 raise ValueError(words)
         yield
     except Exception as error:  # Orbax and tensorstore raise their own kinds, with pages of shapes
-        words = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"{directory} is damaged, or holds another network than the model.json beside it ({type(error).__name__}: "
-            f"{words}); export it again, or restore it from a copy."
+            f"{directory} is damaged, or holds another network than the model.json beside it ({cause(error)}); export "
+            "it again, or restore it from a copy."
         ) from error
 
 

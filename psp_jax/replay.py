@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from psp_jax import build, checks, parallel
 from psp_jax.bundle import BATCH, STEP
 from psp_jax.checkpoint import Checkpoints
-from psp_jax.command import run_command
+from psp_jax.command import cause, run_command
 from psp_jax.config import defaults, plain
 from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model
@@ -116,8 +116,7 @@ def open_bundle(folder: Path) -> Bundle:
     try:
         return _read(folder)
     except Exception as error:  # a configuration holds values of any kind
-        words = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder} is damaged ({type(error).__name__}: {words}); copy it anew from its run.") from None
+        raise ValueError(f"{folder} is damaged ({cause(error)}); copy it anew from its run.") from None
 
 
 def _read(folder: Path) -> Bundle:
@@ -152,8 +151,8 @@ def restore(folder: Path, bundle: Bundle, like: TrainState) -> TrainState:
         try:
             return checkpoints.restore(step, like)
         except Exception as error:  # Orbax tells of another structure in pages
-            words = " ".join(str(error).split())[:300]
-            raise ValueError(f"{path} is not of the run in config.json ({words}); copy it anew from its run.") from None
+            problem = f"{path} is not of the run in config.json ({cause(error)})"
+            raise ValueError(f"{problem}; copy it anew from its run.") from None
 
 
 def begin(bundle: Bundle) -> tuple[Mesh, nn.Module, optax.GradientTransformation, TrainState]:

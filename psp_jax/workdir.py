@@ -16,6 +16,7 @@ from PIL import Image
 
 from psp_jax.atomic import make_folder, naming, replacing
 from psp_jax.classes import ClassTable
+from psp_jax.command import cause
 from psp_jax.config import defaults, flatten
 
 CHECKPOINTS = "checkpoints"
@@ -103,12 +104,11 @@ class ModelCard:
         record = read_json(path)
         if not isinstance(record, dict) or record.get("format") != 1:
             found = record.get("format") if isinstance(record, dict) else None
-            raise ValueError(f"{path} has the format {found!r}, this version of psp_jax reads format 1.")
+            raise ValueError(f"{path} has the format {repr(found)[:50]}, this version of psp_jax reads format 1.")
         try:
             return cls._of(record)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{path} is damaged ({problem}); restore it or start in a new workdir.") from None
+            raise ValueError(f"{path} is damaged ({cause(error)}); restore it or start in a new workdir.") from None
 
     @classmethod
     def _of(cls, record: dict[str, Any]) -> Self:

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
 from psp_jax.classes import ClassTable
+from psp_jax.command import cause
 from psp_jax.data import builders, decode
 
 METADATA_FILE = "metadata.json"
@@ -140,8 +141,7 @@ def read_info(directory: Path) -> tuple[tfds.core.DatasetInfo, dict[str, Any]]:
             for shard, length in zip(split.filepaths, split.shard_lengths, strict=True)
         ]
     except Exception as error:  # json, protobuf and TFDS raise their own kinds for a damaged file
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ValueError(f"A .json file in {directory} is damaged ({problem}); {_remedy(directory)}") from None
+        raise ValueError(f"A .json file in {directory} is damaged ({cause(error)}); {_remedy(directory)}") from None
     for shard, length in shards:
         problem = _shard_problem(shard, length)
         if problem:
