@@ -25,6 +25,7 @@ def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exi
     if DEBUG_FLAG in sys.argv[1:]:
         sys.argv.remove(DEBUG_FLAG)
         os.environ["PSP_JAX_DEBUG"] = "1"  # so that commands which this one starts know it too
+    sys.unraisablehook = _unraisable
     try:
         main()
     except KeyboardInterrupt:
@@ -37,6 +38,12 @@ def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exi
         else:
             print(f"error: {words}", file=sys.stderr, flush=True)
         leave(1)
+
+
+def _unraisable(what: "sys.UnraisableHookArgs") -> None:
+    # Where a disk is full, tensorstore tells each of its writes that failed to a loop that has ended with the first.
+    if os.environ.get("PSP_JAX_DEBUG") or str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
 
 
 def last_words(error: Exception) -> str:

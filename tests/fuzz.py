@@ -8,6 +8,7 @@ broken, with what went wrong. Broken is also what is read as another value than 
 there to tell.
 """
 
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -232,7 +233,9 @@ def main() -> None:
     sound, folder = base / "sound", base / "input"
     sound.mkdir(parents=True)
     for number in range(first, last):
-        print(json.dumps(attempt(number, sound, folder)), flush=True)
+        with contextlib.redirect_stdout(sys.stderr):  # TFDS prints
+            row = attempt(number, sound, folder)
+        print(json.dumps(row), flush=True)
     # Not ru_maxrss, which begins at the peak of the process that started this one.
     peak = int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     print(json.dumps({"process_peak_bytes": peak}), flush=True)
