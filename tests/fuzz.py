@@ -1,5 +1,7 @@
 """A deterministic fuzzer of everything that is read from files and flags: input k is a function of k alone.
 
+(But for the names of the files that hold a checkpoint's arrays, which are drawn anew for each.)
+
     python tests/fuzz.py FOLDER FIRST LAST
 
 damages sound inputs, reads each as the package does, and prints a line of JSON about each of FIRST ... LAST - 1: it is

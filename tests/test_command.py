@@ -9,6 +9,7 @@ from conftest import run_module
 from psp_jax import classes
 from psp_jax.command import cause, told
 from psp_jax.config import check_fields, defaults, unknown_field
+from psp_jax.config_file import read_config
 from psp_jax.workdir import check_owner
 
 
@@ -48,6 +49,16 @@ def test_an_error_in_a_configuration_names_its_file(tmp_path: Path) -> None:
 def test_an_unknown_field_is_told_with_those_near_it(field: str, near: str) -> None:
     assert unknown_field(field).startswith(f"Unknown configuration field {field}; known fields: {near}")
     assert len(unknown_field(field)) < 500
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("train.crop_size", "('a',)"), ("model.bins", "(1, 2.5)"), ("loss.class_weights", "(1.0, None)")],
+)
+def test_a_list_of_other_things_than_numbers_is_refused(field: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"{field}=.* must hold (whole )?numbers alone"):
+        read_config("configs/folder.py", [f"--config.{field}={value}"])
+    assert read_config("configs/folder.py", ["--config.loss.class_weights=(1, 2.5)"]).loss.class_weights == (1, 2.5)
 
 
 def test_a_workdir_of_another_run_is_told_in_a_short_sentence(tmp_path: Path) -> None:

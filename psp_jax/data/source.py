@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,8 @@ def read_info(directory: Path) -> tuple[tfds.core.DatasetInfo, dict[str, Any]]:
             for split in info.splits.values()
             for shard, length in zip(split.filepaths, split.shard_lengths, strict=True)
         ]
+        if any(len(os.fsencode(part)) > 255 for shard, _ in shards for part in shard.parts):
+            raise ValueError("dataset_info.json gives a file a name that is too long")
     except Exception as error:  # json, protobuf and TFDS raise their own kinds for a damaged file
         raise ValueError(f"A .json file in {directory} is damaged ({cause(error)}); {_remedy(directory)}") from None
     for shard, length in shards:
