@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from benchmarks.record import header, publish
+from benchmarks.record import header, publish, without_places
 from psp_jax.workdir import write_png
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +92,8 @@ def main() -> None:
         "--output", type=Path, required=True, help="JSON file; a table and a plot are written beside it"
     )
     args, overrides = parser.parse_known_args()
-    record = header() | {"config": args.config, "overrides": overrides, "loss": {}, "mean_iou": {}}
+    given = {"config": without_places(args.config), "overrides": [*map(without_places, overrides)]}
+    record = header() | given | {"loss": {}, "mean_iou": {}}
     for dtype in INKS:
         workdir = args.workdir / dtype
         train(args.config, workdir, dtype, overrides)

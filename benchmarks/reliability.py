@@ -2,11 +2,21 @@
 
     PYTHONPATH=. python benchmarks/reliability.py --output benchmarks/results/reliability.json
 
-Runs `pytest -m soak tests/test_soak.py tests/test_fuzz.py`, a quarter of an hour on two idle cores, and counts what the
-tests tell: faults put in and survived, saved steps that were lost, steps since the last save that the next start took
-again, inputs tried, and those that raised anything but a refusal in one sentence. With --minutes it ends earlier. With
---log several runs add up, and so do tests that were run by hand with PSP_JAX_RELIABILITY_LOG set to that file;
---minutes 0 then only counts.
+Runs the tests marked soak or fault of tests/test_soak.py, test_storage_faults.py and test_fuzz.py, about twenty minutes
+on two idle cores, and counts what they tell:
+
+- faults that came, by kind and by what the run was doing: SIGKILL and SIGTERM at random moments (of PSP_JAX_SOAK_SEED,
+  which is recorded), killed data workers, a corrupt record, a clock that jumps, a full disk, a read-only workdir,
+  damaged checkpoints, a second run in the workdir; and how many were survived: every assertion of the test held.
+- saved steps lost: where after a fault the newest checkpoint that can be read whole is older than one that was there
+  before, or that the run said to have saved.
+- steps since the last save that the next start took again, and whether runs finished after kills are, bit for bit, as
+  undisturbed.
+- damaged inputs, by kind: read; refused as every command refuses, in one line that names what is wrong; or broken:
+  anything else, also one read as another value than the sound one where a checksum (of `inputs_with_checksum`) tells.
+
+With --minutes it ends earlier. With --log several runs add up, and so do tests that were run by hand with
+PSP_JAX_RELIABILITY_LOG set to that file; --minutes 0 then only counts.
 """
 
 import argparse
@@ -26,12 +36,12 @@ from psp_jax.workdir import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIABLE = "PSP_JAX_RELIABILITY_LOG"  # as in tests/reliability_log.py
-TESTS = ("tests/test_soak.py", "tests/test_fuzz.py")
+TESTS = ("tests/test_soak.py", "tests/test_storage_faults.py", "tests/test_fuzz.py")
 
 
 def run_tests(log: Path, minutes: float) -> int | None:
     """Run the tests, which add to `log`; return pytest's exit status, None where they were killed after `minutes`."""
-    command = [sys.executable, "-m", "pytest", "-m", "soak", "-v", "-p", "no:cacheprovider", *TESTS]
+    command = [sys.executable, "-m", "pytest", "-m", "soak or fault", "-v", "-p", "no:cacheprovider", *TESTS]
     settings = os.environ | {VARIABLE: str(log.absolute())}
     process = subprocess.Popen(command, cwd=ROOT, env=settings, start_new_session=True)
     try:
@@ -56,6 +66,7 @@ def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "faults": dict(kinds),
         "faults_survived": sum(row["survived"] for row in faults),
         "faults_by_activity": dict(collections.Counter(row["activity"] for row in faults)),
+        "seeds": sorted({row["seed"] for row in faults if "seed" in row}),
         "saved_steps_lost": sum(row.get("lost", 0) for row in faults),
         "faults_by_steps_taken_again": {str(steps): again[steps] for steps in sorted(again)},
         "runs_finished_after_kills": len(runs),
@@ -65,7 +76,8 @@ def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             target: {result: outcomes[target, result] for result in ("read", "refused", "broken")}
             for target in sorted({row["target"] for row in inputs})
         },
-        "uncaught_exceptions": sum(row["outcome"] == "broken" for row in inputs),
+        "inputs_with_checksum": sum(row.get("exact", False) for row in inputs),
+        "broken_inputs": sum(row["outcome"] == "broken" for row in inputs),
     }
 
 

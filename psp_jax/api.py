@@ -19,6 +19,7 @@ from jax import lax
 
 from psp_jax import processes
 from psp_jax.checkpoint import Checkpoints, load_variables
+from psp_jax.command import cause
 from psp_jax.inference import make_forward, make_labeler
 from psp_jax.interpolation import resize
 from psp_jax.models import build_model, variable_shapes
@@ -149,12 +150,12 @@ def load(directory: str | Path, checkpoint: str = "latest", sharding: jax.shardi
     try:
         shapes = variable_shapes(card.model, card.classes.num_classes)
     except (LookupError, TypeError, ValueError) as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{directory}/model.json describes no network that can be built ({problem}).") from error
+        problem = f"{directory}/model.json describes no network that can be built ({cause(error)})"
+        raise ValueError(f"{problem}; restore it, or export the model again.") from error
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
     if (directory / PARAMETERS).exists():
-        return Model(card, load_variables(directory / PARAMETERS, like), read_json(directory / "export.json")["step"])
+        return Model(card, load_variables(directory / PARAMETERS, like), _exported_step(directory / "export.json"))
     if not (directory / CHECKPOINTS).exists():
         raise FileNotFoundError(f"{directory} holds no checkpoint yet; train until the first one is saved.")
     with contextlib.closing(Checkpoints(directory / CHECKPOINTS)) as checkpoints:
@@ -170,3 +171,11 @@ def load(directory: str | Path, checkpoint: str = "latest", sharding: jax.shardi
                 f"{' with a validation' if checkpoint == 'best' else ''}."
             )
         return Model(card, checkpoints.restore_variables(step, like), step)
+
+
+def _exported_step(file: Path) -> int:
+    record = read_json(file) if file.exists() else {}
+    step = record.get("step") if isinstance(record, dict) else None
+    if not isinstance(step, int):
+        raise ValueError(f"{file} tells no step, it is damaged or missing; export the model again.")
+    return step

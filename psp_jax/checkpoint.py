@@ -29,21 +29,24 @@ from psp_jax.integrity import (
     REPLACED,
     array_sums,
     bring_back,
+    checked,
     damage,
     move_damaged,
+    score,
     seal,
     set_aside,
     steps_in,
+    write_checksums,
 )
 from psp_jax.train_step import TrainState
-from psp_jax.workdir import read_json
 
 VARIABLES = "variables"
 TRAINED = "trained"
 NOTES = "notes"
 _numbers = itertools.count()  # of the saves of a process; all processes of a run save in the same order
 # What fails in Orbax's threads comes from it as an error, told in a sentence; its log would print pages of stacks.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
+for _logger in ("absl", "asyncio"):  # asyncio's too, of each array that could not be written
+    logging.getLogger(_logger).addFilter(lambda record: "/orbax/" not in f"{record.pathname} {record.getMessage()}")
 
 
 class Checkpoints:
@@ -83,7 +86,7 @@ class Checkpoints:
         self._directory, self._writes = directory.absolute(), bool(keep_latest)
         self._saving: tuple[int, dict[str, list[int]], float] | None = None
         self._lost: OSError | None = None  # why the last save failed, if it did
-        self._number, self._wrong = 0, ""  # of the save that is under way; what is wrong with it
+        self._number, self._wrong, self._news = 0, "", ""  # of the save under way; what is wrong with it, or to tell
         self._barrier = ocp.multihost.get_barrier_sync_fn()
         if self._writes:
             if processes.is_primary():
@@ -112,7 +115,7 @@ class Checkpoints:
         items[NOTES] = ocp.args.JsonSave(dict(notes or {}))
         known = metrics if metrics and metrics["mean_iou"] is not None else None
         self._saving = step, {name: array_sums(item) for name, item in tree.items()}, time.monotonic()
-        self._number, self._wrong = next(_numbers), ""
+        self._number, self._wrong, self._news = next(_numbers), "", ""
         try:
             if self._manager.save(step, args=ocp.args.Composite(**items), metrics=known):
                 return
@@ -131,7 +134,7 @@ class Checkpoints:
         """Step of the checkpoint with the highest mean IoU, if one was saved with a validation."""
         if self._writes:
             return self._manager.best_step()
-        scores = {step: _score(self._directory / str(step)) for step in steps_in(self._directory)}
+        scores = {step: score(self._directory / str(step)) for step in steps_in(self._directory)}
         return self._first_whole(sorted((s for s in scores if scores[s] >= 0), key=scores.__getitem__, reverse=True))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -195,15 +198,19 @@ class Checkpoints:
                 raise
             self._wrong = remedy(error)  # raised here, the other processes would wait for this one in vain: see `_meet`
             return
-        seconds = time.monotonic() - began
-        self.say(f"checkpoint of step {step} written and read back in {seconds:.1f} s: {self._directory / str(step)}")
+        words = f"checkpoint of step {step} written and read back in {time.monotonic() - began:.1f} s"
+        self._news = f"{words}: {self._directory / str(step)}"
 
     def _meet(self, *, key: str, timeout_ms: int) -> None:
         """Wait for the other processes in Orbax's thread; raise on all of them what is wrong with the checkpoint.
 
-        By the second time a damaged one has its name: it loses it here, before Orbax deletes others for it.
+        By the second time a damaged one has its name: it loses it here, before Orbax deletes others for it. The last
+        time, of a single process too, all is done: only then a whole one is told of, since a kill may come before.
         """
         if "async_commit_complete" not in key:
+            if self._news and self._saving and (self._directory / str(self._saving[0])).exists():
+                news, self._news = self._news, ""
+                self.say(news)
             self._barrier(key=key, timeout_ms=timeout_ms)
             return
         verdict = f"checkpoint/{self._number}"
@@ -273,14 +280,6 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _score(directory: Path) -> float:
-    """Return the mean IoU that a checkpoint was saved with, -1 where there is none to be read."""
-    try:
-        return float(read_json(directory / "metrics" / "metrics")["mean_iou"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1.0
-
-
 def _items(state: TrainState) -> dict[str, Any]:
     """Return what a checkpoint holds of a state, by item."""
     items = {VARIABLES: state.variables, "training": {"step": state.step, "opt_state": state.opt_state}}
@@ -288,13 +287,14 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def load_variables(directory: Path, like: Any) -> Any:
-    """Read parameters and statistics, written by `save_variables` or as part of a checkpoint, onto `like`'s devices."""
+    """Read what `save_variables` wrote, or an item of a checkpoint, onto `like`'s devices; ValueError if damaged."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with checked(directory), ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(directory.absolute(), abstract)
 
 
 def save_variables(directory: Path, variables: Any) -> None:
-    """Write parameters and statistics as a plain Orbax checkpoint."""
+    """Write parameters and statistics as a plain Orbax checkpoint, with checksums."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory.absolute(), variables)
+    write_checksums(directory, directory.rglob("*"))

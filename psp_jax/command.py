@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = str(Path(__file__).parent)
 DEBUG_FLAG = "--debug"
-LONGEST = 2000  # characters of an error that repeats what was given
+LONGEST = 500  # characters of an error that repeats what was given
 
 
 def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
@@ -25,17 +25,25 @@ def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exi
     if DEBUG_FLAG in sys.argv[1:]:
         sys.argv.remove(DEBUG_FLAG)
         os.environ["PSP_JAX_DEBUG"] = "1"  # so that commands which this one starts know it too
+    sys.unraisablehook = _unraisable
     try:
         main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         leave(130)
     except Exception as error:
-        if os.environ.get("PSP_JAX_DEBUG") or not _mendable(error):
+        words = None if os.environ.get("PSP_JAX_DEBUG") else told(error)
+        if words is None:
             traceback.print_exc()
         else:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {words}", file=sys.stderr, flush=True)
         leave(1)
+
+
+def _unraisable(what: "sys.UnraisableHookArgs") -> None:
+    # Where a disk is full, tensorstore tells each of its writes that failed to a loop that has ended with the first.
+    if os.environ.get("PSP_JAX_DEBUG") or str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
 
 
 def last_words(error: Exception) -> str:
@@ -45,8 +53,18 @@ def last_words(error: Exception) -> str:
     return words if len(words) <= LONGEST else f"{words[:LONGEST]} ..."
 
 
-def _mendable(error: Exception) -> bool:
-    if isinstance(error, OSError | FloatingPointError):
-        return True
+def cause(error: BaseException) -> str:
+    """Return kind and words of an error as part of a sentence, cut off since they may repeat what was given."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def told(error: Exception) -> str | None:
+    """Return the line that tells of an error that a user can mend, None of another; see `run_command`."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, ValueError) and frame.f_code.co_filename.startswith(PACKAGE)
+    ours = isinstance(error, ValueError) and frame.f_code.co_filename.startswith(PACKAGE)
+    return one_line(str(error)) if ours or isinstance(error, OSError | FloatingPointError) else None
+
+
+def one_line(text: str) -> str:
+    """Return `text` with a space for what ends a line, steers a terminal or cannot be written; files are quoted."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

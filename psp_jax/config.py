@@ -174,7 +174,7 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_fields(config: ConfigDict) -> None:
-    """Raise ValueError where `config` has a field that `defaults()` has not, or lacks one."""
+    """Raise ValueError where `config` has a field that `defaults()` has not, lacks one, or a list is not of numbers."""
     known, given = dict(flatten(defaults())), dict(flatten(config))
     for field in given:
         if field not in known:
@@ -182,13 +182,20 @@ def check_fields(config: ConfigDict) -> None:
     for field in known:
         if field not in given:
             raise ValueError(f"The configuration lacks the field {field}; start it from psp_jax.config.defaults().")
+        value, kinds = given[field], int | float if field == "loss.class_weights" else int
+        numbers = value if isinstance(value, tuple | list) else (value,)
+        if isinstance(known[field], tuple) and not all(isinstance(number, kinds) for number in numbers):
+            raise ValueError(f"{field}={str(value)[:200]} must hold {'whole ' if kinds is int else ''}numbers alone.")
 
 
 def unknown_field(field: str) -> str:
-    """Return the sentence that refuses `field` ("train.stpes") and lists the known ones near it."""
+    """Return the sentence that refuses `field` ("train.stpes") and lists the known ones near it, or the sections."""
     known = [name for name, _ in flatten(defaults())]
-    section = field.rpartition(".")[0]
-    near = [name for name in known if name.rpartition(".")[0] == section] or known
+    section = field if any(name.startswith(f"{field}.") for name in known) else field.rpartition(".")[0]
+    near = [name for name in known if section and name.startswith(f"{section}.")]
+    near = near or list(
+        dict.fromkeys(f"{top}.*" if rest else top for top, _, rest in (n.partition(".") for n in known))
+    )
     return f"Unknown configuration field {' '.join(field[:200].split())}; known fields: {', '.join(near)}."
 
 

@@ -28,7 +28,7 @@ def read_config(file: str, overrides: Sequence[str]) -> ConfigDict:
     try:
         values(arguments)
     except Exception as error:  # a configuration file is a program
-        raise ValueError(f"{file}: {parse_problem(error, overrides)}") from error
+        raise ValueError(parse_problem(error, file, overrides)) from error
     check_type(values.config, file)
     check_fields(values.config)
     return values.config
@@ -42,7 +42,12 @@ def check_type(config: object, file: str) -> None:
         )
 
 
-def parse_problem(error: Exception, arguments: Sequence[str]) -> str:
-    """Say in one line why a configuration with the flags `arguments` cannot be had."""
+def parse_problem(error: Exception, file: str, arguments: Sequence[str]) -> str:
+    """Say in one line why the configuration in `file` with the flags `arguments` cannot be had."""
+    if problem := unknown_override(arguments):
+        return problem
+    if isinstance(error, flags.Error) and "Traceback" not in str(error):  # of a flag, which it names
+        return last_words(error)
     kind = "" if isinstance(error, flags.Error | OSError | ValueError) else f"{type(error).__name__}: "
-    return unknown_override(arguments) or f"{kind}{last_words(error)}"
+    words = f"{kind}{last_words(error)}"
+    return words if file.partition(":")[0] in words else f"{file}: {words}"

@@ -6,11 +6,12 @@ saved, is compared with that of what was written, and the checksum of each file 
 is set aside.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore
 
+from psp_jax.command import cause
 from psp_jax.workdir import read_json
 
 CHECKSUMS = "checksums.json"
@@ -74,8 +76,15 @@ def seal(directory: Path, sums: Mapping[str, list[int]]) -> None:
         if sorted(map(_host_sum, _arrays(directory / item))) != expected:
             raise ValueError(f"What was read back from {directory / item} is not what was written.")
     # Those of Orbax's own at the top change after this, and restoring needs none of them.
-    files = [path for folder in directory.iterdir() if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
-    found = {str(path.relative_to(directory)): [path.stat().st_size, _checksum(path)] for path in sorted(files)}
+    write_checksums(
+        directory, [path for folder in directory.iterdir() if folder.is_dir() for path in folder.rglob("*")]
+    )
+
+
+def write_checksums(directory: Path, paths: Iterable[Path]) -> None:
+    """Write sizes and checksums of those of `paths` that are files into CHECKSUMS of `directory`, which holds them."""
+    files = sorted(path for path in paths if path.is_file())
+    found = {str(path.relative_to(directory)): [path.stat().st_size, _checksum(path)] for path in files}
     with (directory / CHECKSUMS).open("w") as file:
         json.dump(found, file, indent=1)
         file.flush()
@@ -95,17 +104,49 @@ def damage(directory: Path, thorough: bool = True) -> str:
         sums = read_json(directory / CHECKSUMS)
         if missing := {"variables", "training"} - {name.partition("/")[0] for name in sums}:
             return f"{CHECKSUMS} has nothing of {' and '.join(sorted(missing))}"
-        for name, (size, checksum) in sums.items():
-            path = directory / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes of {size}"
-            if (thorough or size <= _SMALL) and _checksum(path) != checksum:
-                return f"{name} is not what was written"
+        return _damage_of_files(directory, sums, thorough)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"it cannot be read: {error}"
+
+
+def _damage_of_files(directory: Path, sums: Any, thorough: bool) -> str:
+    for name, (size, checksum) in sums.items():
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes of {size}"
+        if (thorough or size <= _SMALL) and _checksum(path) != checksum:
+            return f"{name} is not what was written"
     return ""
+
+
+@contextlib.contextmanager
+def checked(directory: Path) -> Iterator[None]:
+    """Read parameters inside, after a look at their checksums (those of versions up to 0.1.0 have none).
+
+    Raises:
+      ValueError: they are damaged, or reading them fails; names `directory` and the remedy.
+    """
+    try:
+        if (directory / CHECKSUMS).exists():
+            words = _damage_of_files(directory, read_json(directory / CHECKSUMS), True)
+            if words:
+                raise ValueError(words)
+        yield
+    except Exception as error:  # Orbax and tensorstore raise their own kinds, with pages of shapes
+        raise ValueError(
+            f"{directory} is damaged, or holds another network than the model.json beside it ({cause(error)}); export "
+            "it again, or restore it from a copy."
+        ) from error
+
+
+def score(directory: Path) -> float:
+    """Return the mean IoU that a checkpoint was saved with, -1 where there is none to be read."""
+    try:
+        return float(read_json(directory / "metrics" / "metrics")["mean_iou"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1.0
 
 
 def _damage_of_old(directory: Path, thorough: bool) -> str:

@@ -49,23 +49,25 @@ _COMPILE_CACHE = flags.DEFINE_string(
 
 def _parse_flags(argv: list[str]) -> list[str]:
     # Without this a missing file is told in five lines, and only when the configuration is first looked at.
+    named = ""
     for name, following in zip(argv, [*argv[1:], ""], strict=True):
         file = following if name == "--config" else name.removeprefix("--config=")
         if file != name and not Path(file.partition(":")[0]).is_file():
             raise FileNotFoundError(
                 f"There is no configuration file {file.partition(':')[0]}; the repository's are in configs/."
             )
+        named = named if file == name else file
     try:
         rest = flags.FLAGS(argv)
         missing = [f"--{name}" for name in ("config", "workdir") if not flags.FLAGS[name].value]
-        if missing:
-            raise ValueError(f"{' and '.join(missing)} must be given; see --help.")
-        if len(rest) > 1:
-            raise ValueError(f"Unexpected argument {rest[1]}; every option starts with --.")
-        check_type(_CONFIG.value, config_flags.get_config_filename(flags.FLAGS["config"]))
-        return rest
     except Exception as error:  # a configuration file is a program
-        raise ValueError(parse_problem(error, argv)) from error
+        raise ValueError(parse_problem(error, named, argv)) from error
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} must be given; see --help.")
+    if len(rest) > 1:
+        raise ValueError(f"Unexpected argument {rest[1]}; every option starts with --.")
+    check_type(_CONFIG.value, config_flags.get_config_filename(flags.FLAGS["config"]))
+    return rest
 
 
 def _sources(config: ConfigDict, hosts: list[str], splits: tuple[str, ...]) -> list[Source]:

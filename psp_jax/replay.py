@@ -10,10 +10,8 @@ whatever is found.
 import argparse
 import contextlib
 import math
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from psp_jax import build, checks, parallel
 from psp_jax.bundle import BATCH, STEP
 from psp_jax.checkpoint import Checkpoints
-from psp_jax.command import run_command
-from psp_jax.config import defaults
+from psp_jax.command import cause, run_command
+from psp_jax.config import defaults, plain
 from psp_jax.losses import PixelLoss
 from psp_jax.models import build_model
 from psp_jax.train import check_run
-from psp_jax.train_step import TrainState, create_state
+from psp_jax.train_step import TrainState, init_state, state_shardings
+from psp_jax.weights.formats import read_tensors
 from psp_jax.workdir import CHECKPOINTS, ModelCard, read_json
 
 _SHOWN = 10  # names in a line
@@ -81,73 +81,111 @@ def _names(tree: Any) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
-def _read(bundle: Path) -> tuple[Any, dict[str, Any], int, dict[str, np.ndarray]]:
-    """Return the fields of the configuration, what was resolved of it, the step and the batch of a bundle."""
+@dataclass(frozen=True)
+class Bundle:
+    """What a step began with, as `open_bundle` finds it whole.
+
+    Attributes:
+      config: of the run.
+      card: of its network.
+      step: counted from 1.
+      steps: of the whole run.
+      images: ids of the batch.
+      batch: {"image": [B, H, W, 3], "label": [B, H, W]}.
+      pixel_loss: with the class weights of the run.
+    """
+
+    config: ConfigDict
+    card: ModelCard
+    step: int
+    steps: int
+    images: list[str]
+    batch: dict[str, np.ndarray]
+    pixel_loss: PixelLoss
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read all of a bundle but its checkpoint.
+
+    Raises:
+      FileNotFoundError: `folder` is none.
+      ValueError: something of it is damaged, or its parts do not belong together.
+    """
+    if not (folder / BATCH).exists():
+        raise FileNotFoundError(f"{folder} holds no {BATCH}; give the folder not_finite/STEP of a workdir.")
     try:
-        record, step = read_json(bundle / "config.json"), int(read_json(bundle / STEP)["step"])
-        resolved = {name: record["resolved"][name] for name in ("steps", "class_weights")}
-        with np.load(bundle / BATCH) as arrays:
-            batch = {name: arrays[name] for name in ("image", "label")}
-        return record["config"], resolved, step, batch
-    except (OSError, LookupError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        words = " ".join(str(error).split())[:300]
-        raise ValueError(f"{bundle} is damaged ({type(error).__name__}: {words}); copy it anew from its run.") from None
+        return _read(folder)
+    except Exception as error:  # a configuration holds values of any kind
+        raise ValueError(f"{folder} is damaged ({cause(error)}); copy it anew from its run.") from None
 
 
-def _configuration(fields: Any, bundle: Path, batch: Mapping[str, np.ndarray]) -> ConfigDict:
-    """Return the configuration of a bundle; a field that an older version lacked is its default, as in the run."""
-    config = defaults().lock()
-    try:
-        config.update(fields)
-        check_run(config)
-        shape = (config.train.batch_size, *checks.crop_size(config))
-        if batch["label"].shape != shape:
-            raise ValueError(f"{BATCH} holds labels {batch['label'].shape}, not {shape}")
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        words = " ".join(str(error).split())[:300].rstrip(".")
-        raise ValueError(
-            f"{bundle}/config.json is of another version of psp_jax, or was edited ({words}); copy it anew from its "
-            "run, or replay it with the version that wrote it."
-        ) from None
-    return config
+def _read(folder: Path) -> Bundle:
+    record, about, card = read_json(folder / "config.json"), read_json(folder / STEP), ModelCard.read(folder)
+    config = defaults()  # of fields that the run's version did not have
+    config.update(record["config"])
+    check_run(config)
+    loss = PixelLoss(**config.loss)
+    weights = tuple(record["resolved"]["class_weights"])
+    loss = replace(loss, class_weighting="none", class_weights=weights)
+    loss.check(card.classes.num_classes)
+    step, steps, images = about["step"], record["resolved"]["steps"], about["images"]
+    if not (isinstance(step, int) and isinstance(steps, int) and 1 <= step <= steps < 2**31):
+        raise ValueError(f"step {step!r} of {steps!r}")
+    if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
+        raise ValueError(f"{STEP} has no list of images")
+    if card.model != plain(config)["model"]:
+        raise ValueError("model.json has another network than config.json")
+    batch = read_tensors(folder / BATCH)
+    shape = (config.train.batch_size, *checks.crop_size(config))
+    if {name: array.shape for name, array in batch.items()} != {"image": (*shape, 3), "label": shape}:
+        raise ValueError(f"{BATCH} does not hold {shape[0]} images and labels of {shape[1]} x {shape[2]} pixels")
+    return Bundle(config, card, step, steps, images, batch, loss)
 
 
-def _restore(bundle: Path, like: TrainState, step: int) -> TrainState:
-    with contextlib.closing(Checkpoints(bundle / CHECKPOINTS)) as checkpoints:
-        if checkpoints.latest_step() != step - 1:
-            raise ValueError(f"{bundle / CHECKPOINTS} does not hold the state of step {step - 1}; bundles are whole.")
-        return checkpoints.restore(step - 1, like)
+def restore(folder: Path, bundle: Bundle, like: TrainState) -> TrainState:
+    """Return the state that the step began with; ValueError where the checkpoint in `folder` does not hold it."""
+    path, step = folder / CHECKPOINTS, bundle.step - 1
+    with contextlib.closing(Checkpoints(path)) as checkpoints:
+        if checkpoints.latest_step() != step:
+            raise ValueError(f"{path} does not hold the state of step {step} whole; copy {folder} anew from its run.")
+        try:
+            return checkpoints.restore(step, like)
+        except Exception as error:  # Orbax tells of another structure in pages
+            problem = f"{path} is not of the run in config.json ({cause(error)})"
+            raise ValueError(f"{problem}; copy it anew from its run.") from None
 
 
-def replay(bundle: Path) -> dict[str, list[str]]:
+def begin(bundle: Bundle) -> tuple[Mesh, nn.Module, optax.GradientTransformation, TrainState]:
+    """Return mesh, network, optimizer, and shapes and places of the run's state, on devices of this machine."""
+    here = jax.local_devices()  # not as many, in general, as config.mesh was for
+    data = math.gcd(bundle.config.train.batch_size, len(here))
+    mesh = parallel.make_mesh(data, 1, here[:data])
+    model = build_model(bundle.card.model, bundle.card.classes.num_classes)
+    _, optimizer = build.build_optimizer(bundle.config, bundle.steps)
+    average = bool(bundle.config.train.ema_decay)
+    shapes = jax.eval_shape(lambda: init_state(model, optimizer, bundle.config.seed, average))
+    place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
+    return mesh, model, optimizer, jax.tree.map(place, shapes, state_shardings(shapes, mesh))
+
+
+def replay(folder: Path, bundle: Bundle) -> dict[str, list[str]]:
     """Return what is not finite in the step of a bundle, by kind, in the order in which the step comes to it.
 
     The first kind, invalid labels, is there only where the batch has any.
 
     Raises:
-      FileNotFoundError: `bundle` is none.
-      ValueError: something of it is damaged, or its configuration is none of this version's.
+      ValueError: the checkpoint in `folder` is damaged.
     """
-    if not (bundle / BATCH).exists():
-        raise FileNotFoundError(f"{bundle} holds no {BATCH}; give the folder not_finite/STEP of a workdir.")
-    (fields, resolved, step, batch), card = _read(bundle), ModelCard.read(bundle)
-    config = _configuration(fields, bundle, batch)
-    here = jax.local_devices()  # not as many, in general, as config.mesh was for
-    data = math.gcd(config.train.batch_size, len(here))
-    mesh = parallel.make_mesh(data, 1, here[:data])
-    model = build_model(card.model, card.classes.num_classes)
-    looks, (_, optimizer) = Looks(), build.build_optimizer(config, resolved["steps"])
-    like = create_state(model, optimizer, config.seed, mesh, bool(config.train.ema_decay))
-    state = _restore(bundle, like, step)
+    mesh, model, optimizer, like = begin(bundle)
+    state = restore(folder, bundle, like)
     values = {"parameters": state.params, "statistics": state.batch_stats}
     values |= {"optimizer state": state.opt_state, "running mean": state.averaged}
     found = {kind: _not_finite(_names(tree)) for kind, tree in values.items()}
-    weights = tuple(resolved["class_weights"])
-    pixel_loss = replace(PixelLoss(**config.loss), class_weighting="none", class_weights=weights)
+    looks, ignore = Looks(), bundle.card.classes.ignore_label
     watched = looks.gradients(optimizer)
-    step_fn = build.build_step(config, card.classes.ignore_label, model, watched, mesh, pixel_loss)
+    step_fn = build.build_step(bundle.config, ignore, model, watched, mesh, bundle.pixel_loss)
     with nn.intercept_methods(looks.layer):
-        _, metrics = step_fn(state, parallel.to_global(batch, parallel.batch_axis_sharding(mesh)))
+        _, metrics = step_fn(state, parallel.to_global(bundle.batch, parallel.batch_axis_sharding(mesh)))
     others = ("grad_norm", "state_norm", "skipped", "invalid_labels")
     losses = {name: x for name, x in metrics.items() if name not in others}
     invalid = int(metrics["invalid_labels"])
@@ -170,10 +208,10 @@ def _not_finite(tensors: Mapping[str, jax.Array]) -> list[str]:
     return [name for name, x in tensors.items() if not bool(jnp.isfinite(x).all())]
 
 
-def _tell(bundle: Path) -> None:
-    step = read_json(bundle / STEP) if (bundle / STEP).exists() else {}
-    found = replay(bundle)
-    print(f"step {step['step']} with the images {', '.join(step['images'])}")
+def _tell(folder: Path) -> None:
+    bundle = open_bundle(folder)
+    found = replay(folder, bundle)
+    print(f"step {bundle.step} with the images {', '.join(bundle.images)}")
     for kind, names in found.items():
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         print(f"  {kind}: {'finite' if not names else ', '.join(names[:_SHOWN]) + more}")

@@ -1,11 +1,11 @@
 """What an evaluation has counted so far, kept in a file so that an interrupted one goes on where it was."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from psp_jax.atomic import replacing
+from psp_jax.weights.formats import read_tensors
 
 
 class Tally:
@@ -34,17 +34,25 @@ class Tally:
     def save(self, path: Path, owner: str) -> None:
         """Write the counts, atomically; `owner` says of which evaluation they are."""
         with replacing(path) as partial, partial.open("wb") as file:
-            np.savez(file, owner=owner, confusion=self.confusion, images=self.images, done=self.done)
+            name = np.frombuffer(owner.encode(), np.uint8)
+            np.savez(file, owner=name, confusion=self.confusion, images=self.images, done=self.done)
 
     def load(self, path: Path, owner: str) -> str:
         """Take over the counts in `path`, if they are of the same evaluation; return what happened, in words."""
         if not path.exists():
             return ""
         try:
-            with np.load(path) as file:
-                if str(file["owner"]) != owner or file["done"].shape != self.done.shape:
-                    return f"{path} is of another evaluation; starting anew"
-                self.confusion, self.images, self.done = file["confusion"], file["images"], file["done"]
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            return f"{path} is damaged ({error}); starting anew"
+            held = read_tensors(path)
+            if held["owner"].tobytes() != owner.encode() or held["done"].shape != self.done.shape:
+                return f"{path} is of another evaluation; starting anew"
+            found = {name: np.array(held[name]) for name in ("confusion", "images", "done")}  # those read are read-only
+        except KeyError as error:
+            return f"{path} is damaged (it holds no {error}); starting anew"
+        except (OSError, ValueError) as error:
+            return f"{str(error).rstrip('.')}; starting anew"
+        for name, array in found.items():
+            own = getattr(self, name)
+            if (array.shape, array.dtype) != (own.shape, own.dtype):
+                return f"{path} is damaged ({name} is {array.dtype} {list(array.shape)}); starting anew"
+        self.confusion, self.images, self.done = found.values()
         return f"going on after {self.done.sum()} of {len(self.done)} images"

@@ -14,8 +14,9 @@ from typing import Any, Self, TextIO
 
 from PIL import Image
 
-from psp_jax.atomic import make_folder, replacing
+from psp_jax.atomic import make_folder, naming, replacing
 from psp_jax.classes import ClassTable
+from psp_jax.command import cause
 from psp_jax.config import defaults, flatten
 
 CHECKPOINTS = "checkpoints"
@@ -103,12 +104,11 @@ class ModelCard:
         record = read_json(path)
         if not isinstance(record, dict) or record.get("format") != 1:
             found = record.get("format") if isinstance(record, dict) else None
-            raise ValueError(f"{path} has the format {found!r}, this version of psp_jax reads format 1.")
+            raise ValueError(f"{path} has the format {repr(found)[:50]}, this version of psp_jax reads format 1.")
         try:
             return cls._of(record)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{path} is damaged ({problem}); restore it or start in a new workdir.") from None
+            raise ValueError(f"{path} is damaged ({cause(error)}); restore it or start in a new workdir.") from None
 
     @classmethod
     def _of(cls, record: dict[str, Any]) -> Self:
@@ -162,7 +162,7 @@ def check_owner(
     if former["resolved"]["train_images"] != train_images:
         changed.append(f"training images: {former['resolved']['train_images']} -> {train_images}")
     if fixed:
-        raise ValueError(f"{directory} holds another network ({'; '.join(fixed)}); choose a new --workdir.")
+        raise ValueError(f"{directory} holds another network ({_some(fixed)}); choose a new --workdir.")
     before, now = former["config"]["train"].get("ema_decay", 0), config["train"]["ema_decay"]
     if bool(before) != bool(now):
         raise ValueError(
@@ -171,7 +171,7 @@ def check_owner(
         )
     if changed and not override:
         raise ValueError(
-            f"{directory} belongs to a run with another configuration ({'; '.join(changed)}); choose a new --workdir, "
+            f"{directory} belongs to a run with another configuration ({_some(changed)}); choose a new --workdir, "
             "give --resume=override to go on from its last checkpoint with these changes, or delete that folder to "
             "begin anew."
         )
@@ -191,6 +191,11 @@ def changed_fields(before: Mapping[str, Any], config: Mapping[str, Any], also: t
     ]
 
 
+def _some(changes: list[str]) -> str:
+    shown = [change if len(change) <= 100 else f"{change[:100]} ..." for change in changes[:8]]
+    return "; ".join([*shown, *([f"and {len(changes) - 8} more"] if len(changes) > 8 else [])])
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -201,9 +206,12 @@ def lock(directory: Path) -> Iterator[None]:
 
     Raises:
       ValueError: another process holds it; the file tells which one.
+      OSError: nothing can be written there.
     """
     make_folder(directory)
-    with (directory / LOCK).open("a+") as file:
+    with naming(directory / LOCK):
+        held = (directory / LOCK).open("a+")
+    with held as file:
         _take(file, directory)
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z")

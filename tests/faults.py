@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from typing import Any
 
 from conftest import ROOT, Run, environment
 
+VARIABLE = "PSP_JAX_SOAK_SEED"
+SEED = os.environ.get(VARIABLE, "0")  # of the moments at which faults come
+ANNOUNCED = re.compile(r"checkpoint of step (\d+) written and read back in ")
 # Entries of an activity of the loop are counted; at the given one a thread sends the signal after so many seconds, to
 # this process or to its data workers. The last step that was taken goes to a file, which a kill leaves behind.
 PROGRAM = """
@@ -78,6 +82,33 @@ def run_with(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600, check=False
     )
     return done, int(taken.read_text() or 0) if taken.exists() else None
+
+
+def moments(what: str) -> random.Random:
+    """Return what draws the moments of one kind of fault: a function of SEED and `what`."""
+    return random.Random(f"{SEED} {what}")
+
+
+def announced(done: subprocess.CompletedProcess) -> int:
+    """Return the last step that a run said to have saved, 0 for none."""
+    return max(map(int, ANNOUNCED.findall(done.stdout + done.stderr)), default=0)
+
+
+def one_sentence(done: subprocess.CompletedProcess) -> str:
+    """Return the sentence that a run ended with."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+    return sentence
+
+
+def bound_by_permissions(command: list[str]) -> list[str]:
+    """Return the command as one that permissions of files bind, the superuser too; refused to others, who need it not.
+
+    It drops CAP_DAC_OVERRIDE (1) from what its process can ever have, PR_CAPBSET_DROP (24).
+    """
+    drop = "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", drop, *command]
 
 
 def jumping_clock(folder: Path, seconds: Sequence[float], after: int) -> dict[str, str]:

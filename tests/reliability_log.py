@@ -19,10 +19,15 @@ def record(kind: str, **facts: Any) -> None:
 
 @contextlib.contextmanager
 def fault(**facts: Any) -> Iterator[dict[str, Any]]:
-    """Record a fault with what is added to `facts` inside, and whether it was survived: nothing was raised inside."""
+    """Record a fault with what is added to `facts` inside, and whether it was survived: nothing was raised inside.
+
+    The facts of one that was not are printed, the seed among them, for pytest to show.
+    """
     survived = False
     try:
         yield facts
         survived = True
     finally:
+        if not survived:
+            print(f"not survived: {json.dumps(facts)}")
         record("fault", survived=survived, **facts)

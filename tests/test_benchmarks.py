@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from benchmarks import data_wait, input_pipeline, precision, tpu_estimate
 from benchmarks.convolutions import LOWERINGS, native
-from benchmarks.record import header
+from benchmarks.record import header, without_places
 from benchmarks.run import Machine, jobs, speed_table
 from benchmarks.train_step import Side, random_batch, take_turns
 from psp_jax.data.decode import decode_annotation, decode_image
@@ -215,3 +216,24 @@ def test_the_table_of_all_records(tmp_path: Path) -> None:
     record("train_step_h200", machine=machine | {"load": 0.1}, device="NVIDIA H200", rows=sides, batch=16, crop=473)
     assert "| NVIDIA H200 | 2026-01-01 |" in speed_table(tmp_path)
     assert "nothing has been run" not in speed_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{ROOT}/benchmarks/run.py", "benchmarks/run.py"),
+        (str(ROOT), "."),
+        ("--log=/scratch/me/log.jsonl", "--log=log.jsonl"),
+        ("--config.data.dir=~/data", "--config.data.dir=data"),
+        ("/data/configs/mine.py:small", "mine.py:small"),
+        ("--xla_dump_to=/tmp/dump --xla_foo=1/2", "--xla_dump_to=dump --xla_foo=1/2"),
+        ("/scratch", "scratch"),
+        *((same, same) for same in ("runs/mine", "../data", "gs://bucket/data", "--crop=(217, 289)/8", "512/64")),
+    ],
+)
+def test_records_hold_no_place_of_this_machine(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert without_places(text) == expected
+    monkeypatch.setattr("sys.argv", ["a.py", text])
+    monkeypatch.setenv("XLA_FLAGS", text)
+    assert header()["command"] == shlex.join(["python", "a.py", expected])
+    assert header()["environment"]["XLA_FLAGS"] == expected

@@ -246,6 +246,16 @@ def test_damaged_records_are_refused(tmp_path: Path) -> None:
         (directory / "metadata.json").write_text(json.dumps(facts), "utf-8")
         with pytest.raises(ValueError, match=r"A \.json file in .* is damaged .*; delete the folder"):
             Source(directory, "train")
+    about = (directory / "dataset_info.json").read_text("utf-8")
+    (directory / "dataset_info.json").write_text(about.replace("{SPLIT}", 300 * "x"), "utf-8")
+    with pytest.raises(ValueError, match=r"A \.json file in .* is damaged .*; delete the folder"):
+        Source(directory, "train")
+    (directory / "dataset_info.json").write_text(about, "utf-8")
+    facts["max_size"]["train"] = [24, 32]
+    for wrong in ({"note": None}, {"absent": "no such split"}):
+        (directory / "metadata.json").write_text(json.dumps(facts | wrong), "utf-8")
+        with pytest.raises(ValueError, match=r"A \.json file in .* is damaged .*; delete the folder"):
+            Source(directory, "train")
     (directory / "metadata.json").unlink()
     with pytest.raises(ValueError, match=r"prepared only in part, metadata\.json is missing; delete the folder"):
         Source(directory, "train")

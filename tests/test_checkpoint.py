@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -270,13 +271,14 @@ def test_what_is_read_back_wrong_gets_no_name_and_nothing_is_deleted_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = Checkpoints(tmp_path, keep_latest=1)
+    checkpoints.say = lambda line: print(*steps_in(tmp_path), line, sep=", ", file=sys.stderr)
     checkpoints.save(1, state(1), None)
     with monkeypatch.context() as context:
         context.setattr("psp_jax.checkpoint.array_sums", lambda tree: [1])  # as if other bits had been in memory
         checkpoints.save(2, state(2), None)
         checkpoints.save(3, state(3), None)
         told = capsys.readouterr().err
-        assert "checkpoint of step 1 written and read back in " in told
+        assert "1, checkpoint of step 1 written and read back in " in told  # only when it has its name
         assert "step 2 could not be saved in " in told and "is not what was written" in told
         with pytest.raises(
             OSError, match=r"step 3 could not be saved .*; that of step 1 is whole, and the same command"

@@ -221,3 +221,26 @@ def test_a_killed_export_does_not_look_complete(form: str, tmp_path: Path) -> No
     assert not {"model.json", "signature.json", "export.json"} & {path.name for path in output.iterdir()}
     with pytest.raises(FileNotFoundError, match=r"holds no model\.json"):
         psp_jax.load(output)
+
+
+def test_a_damaged_export_is_refused(tmp_path: Path) -> None:
+    """A bit that flips in the parameters would be another model, without an error of Orbax."""
+    model = write_random_model(tmp_path, (41, 41), **SMALL)
+    jax.tree.map(np.testing.assert_array_equal, psp_jax.load(tmp_path).variables, model.variables)
+    arrays = max((tmp_path / "parameters").rglob("*"), key=lambda path: path.stat().st_size)
+    sound = arrays.read_bytes()
+    for damaged in (sound[:5000] + bytes([sound[5000] ^ 1]) + sound[5001:], sound[:-1], None):
+        arrays.unlink() if damaged is None else arrays.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/parameters is damaged, or .*; export it again") as told:
+            psp_jax.load(tmp_path)
+        assert "\n" not in str(told.value)
+    arrays.write_bytes(sound)
+    card = (tmp_path / "model.json").read_text()
+    (tmp_path / "model.json").write_text(card.replace('"head_channels": 16', '"head_channels": 24'))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/parameters is damaged, or holds another network"):
+        psp_jax.load(tmp_path)
+    (tmp_path / "model.json").write_text(card)
+    for record in ("[]", "{}"):
+        (tmp_path / "export.json").write_text(record)
+        with pytest.raises(ValueError, match=r"export\.json tells no step, it is damaged or missing; export"):
+            psp_jax.load(tmp_path)

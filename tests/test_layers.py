@@ -22,11 +22,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("api", "validation", "recorder", "ablation", "planning", "bundle", "health"),  # assembled pieces of the rows below
     ("sliding", "tiling", "report", "results", "deploy"),
     ("inference", "checkpoint", "precise_bn", "build", "run_record"),
-    ("train_step", "class_weights", "goodput", "agreement", "integrity"),
+    ("train_step", "class_weights", "goodput", "agreement", "integrity", "tally"),
     # Parts, independent of each other.
     (
         *("models", "data", "weights", "losses", "optimizer", "metrics", "progress", "workdir"),
-        *("protocols", "cityscapes", "tally", "dotplot", "watchdog"),
+        *("protocols", "cityscapes", "dotplot", "watchdog"),
     ),
     ("checks", "config_file", "resized_sum"),
     (  # leaves

@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -159,29 +158,6 @@ def test_a_file_in_the_way_of_the_workdir_is_named(tmp_path: Path, below: str) -
         lock(tmp_path / "file" / below),
     ):
         pass
-
-
-@pytest.mark.slow
-def test_full_disk_ends_the_run_with_a_sentence_and_space_lets_it_go_on(finished_run: Run, tmp_path: Path) -> None:
-    """No file may be larger than what a checkpoint's arrays take: the run goes on from step 8, and saves each step."""
-    workdir = tmp_path / "w"
-    shutil.copytree(finished_run.workdir, workdir)
-    shutil.rmtree(workdir / "checkpoints" / "12")
-    limited = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))
-    command = [sys.executable, "-m", "psp_jax.main", *finished_run.flags, "--workdir", str(workdir)]
-    command += ["--config.checkpoint.every_steps=1"]
-    run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=600)
-    done = run(command, cwd=ROOT, env=environment(), preexec_fn=limited)
-    assert done.returncode == 1
-    assert "The checkpoint of step 9 could not be saved in" in done.stdout
-    (sentence,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert f"The checkpoint of step 10 could not be saved in {workdir}/checkpoints (File too large: raise" in sentence
-    assert sentence.endswith("that of step 8 is whole, and the same command goes on from there.")
-    assert [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()] == ["8"]
-    done = finished_run.start(workdir)
-    assert done.returncode == 0, done.stderr
-    assert "going on after step 8" in done.stdout
-    assert_identical(final_variables(workdir), final_variables(finished_run.workdir))
 
 
 def test_another_network_is_refused_even_with_override(finished_run: Run) -> None:

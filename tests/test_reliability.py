@@ -1,11 +1,13 @@
 """What benchmarks/reliability.py makes of the lines that the tests of reliability write."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import faults
 import pytest
 from reliability_log import VARIABLE, fault, record
 
@@ -16,27 +18,55 @@ def test_faults_and_inputs_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
     assert reliability.VARIABLE == VARIABLE
     monkeypatch.setenv(VARIABLE, str(tmp_path / "log"))
     for came, lost, again in ((True, 0, 0), (True, 1, 3), (False, 0, 0)):
-        with fault(signal="SIGKILL", activity="step") as facts:
+        with fault(signal="SIGKILL", seed="7", activity="step") as facts:
             facts |= {"came": came, "lost": lost, "again": again}
     with pytest.raises(ZeroDivisionError), fault(signal="clock", activity="all", again=0):
         raise ZeroDivisionError
     for same in (True, False):
         record("run", signal="SIGKILL", same=same)
     for number, outcome in enumerate(["read", "refused", "broken", "refused"]):
-        record("input", input=number, target="image", outcome=outcome)
+        record("input", input=number, target="image", outcome=outcome, exact=number < 2)
     found = reliability.count([json.loads(line) for line in (tmp_path / "log").read_text().splitlines()])
     assert found == {
         "faults": {"SIGKILL": 2, "clock": 1},
         "faults_survived": 2,
         "faults_by_activity": {"step": 2, "all": 1},
+        "seeds": ["7"],
         "saved_steps_lost": 1,
         "faults_by_steps_taken_again": {"0": 2, "3": 1},
         "runs_finished_after_kills": 2,
         "runs_finished_after_kills_bit_for_bit_as_undisturbed": 1,
         "inputs": 4,
         "inputs_by_kind": {"image": {"read": 1, "refused": 2, "broken": 1}},
-        "uncaught_exceptions": 1,
+        "inputs_with_checksum": 2,
+        "broken_inputs": 1,
     }
+
+
+def test_a_fault_that_is_not_survived_prints_its_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), fault(signal="SIGKILL", seed="7", activity="step", entry=3):
+        raise ZeroDivisionError
+    expected = {"signal": "SIGKILL", "seed": "7", "activity": "step", "entry": 3}
+    assert json.loads(capsys.readouterr().out.removeprefix("not survived: ")) == expected
+
+
+def test_moments_are_those_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(kind: signal.Signals) -> list[dict]:
+        rng = faults.moments(kind.name)
+        return [faults.random_fault(rng, kind) for _ in range(5)]
+
+    assert faults.VARIABLE == "PSP_JAX_SOAK_SEED"
+    first = draw(signal.SIGKILL)
+    assert first == draw(signal.SIGKILL) != draw(signal.SIGTERM)
+    monkeypatch.setattr(faults, "SEED", "another")
+    assert draw(signal.SIGKILL) != first
+
+
+def test_what_a_run_says_to_have_saved_is_read_from_its_words() -> None:
+    line = "checkpoint of step {} written and read back in 0.1 s: somewhere/{}\n"
+    done = subprocess.CompletedProcess([], -9, line.format(4, 4) + line.format(12, 12), line.format(8, 8))
+    assert faults.announced(done) == 12
+    assert faults.announced(subprocess.CompletedProcess([], -9, "step 4/12", "")) == 0
 
 
 def test_without_the_variable_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A training step: its running mean of the parameters, against NumPy, and the steps that change nothing."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import optax
 import pytest
 from flax import linen as nn
 
-from psp_jax import parallel
+from psp_jax import classes, parallel
+from psp_jax.checkpoint import Checkpoints
+from psp_jax.config import defaults, plain
 from psp_jax.models.batch_norm import BatchNorm
-from psp_jax.replay import Looks, _configuration, replay
+from psp_jax.replay import Looks, begin, open_bundle, restore
 from psp_jax.train_step import StepFunction, TrainState, _packed, _unpacked, create_state, make_train_step
+from psp_jax.workdir import ModelCard
 
 SGD = optax.sgd(0.5)
 
@@ -144,44 +148,76 @@ def test_vectors_are_packed_and_unpacked() -> None:
     assert _unpacked(_packed(alone), alone)["kernel"].shape == (2, 3)
 
 
+def bundle_of(folder: Path) -> dict[str, Any]:
+    """Write all of a bundle but its checkpoint, and return the values of its .json files by name."""
+    config = defaults()
+    config.model.update(depth=10, width=8, stem="32-32-64", head_channels=16, aux_channels=8)
+    config.train.update(steps=12, batch_size=2, crop_size=(41, 41))
+    settings = plain(config)
+    table = classes.get("camvid")
+    ModelCard(settings["model"], table, (1.0,) * 3, (1.0,) * 3, (41, 41), (41, 41), 512).write(folder)
+    values = {
+        "config.json": {"config": settings, "resolved": {"steps": 12, "class_weights": [1.0] * 11}},
+        "step.json": {"step": 5, "images": ["one", "two"]},
+        "model.json": json.loads((folder / "model.json").read_text()),
+    }
+    for name, value in values.items():
+        (folder / name).write_text(json.dumps(value))
+    np.savez(folder / "batch.npz", image=np.zeros((2, 41, 41, 3), np.float32), label=np.ones((2, 41, 41), np.int32))
+    return values
+
+
 def test_a_damaged_bundle_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no batch\.npz; give the folder"):
-        replay(tmp_path)
-    record = {"config": {}, "resolved": {"steps": 3, "class_weights": []}}
-    np.savez(tmp_path / "batch.npz", image=np.zeros((1, 8, 8, 3), np.uint8), label=np.zeros((1, 8, 8), np.uint8))
-    whole = (tmp_path / "batch.npz").read_bytes()
-    sound = {"config.json": json.dumps(record).encode(), "step.json": b'{"step": 3}', "batch.npz": whole}
+        open_bundle(tmp_path)
+    values = bundle_of(tmp_path)
+    assert (open_bundle(tmp_path).step, open_bundle(tmp_path).pixel_loss.class_weights) == (5, (1.0,) * 11)
+    sound = {name: (tmp_path / name).read_bytes() for name in (*values, "batch.npz")}
+    record, other = values["config.json"], io.BytesIO()
+    np.savez(other, image=np.zeros((2, 41, 40, 3), np.float32), label=np.ones((2, 41, 41), np.int32))
+
+    def changed(section: str, **fields: Any) -> bytes:
+        config = record["config"] | {section: record["config"][section] | fields}
+        return json.dumps(record | {"config": config}).encode()
+
     for name, broken_file in (
-        ("batch.npz", whole[:200]),
-        ("batch.npz", whole.replace(b"label", b"lapel")),
+        ("batch.npz", sound["batch.npz"][:200]),
+        ("batch.npz", sound["batch.npz"].replace(b"label", b"lapel")),
+        ("batch.npz", other.getvalue()),
         ("step.json", b"{}"),
-        ("step.json", b'{"step": []}'),
+        ("step.json", b'{"step": [], "images": []}'),
+        ("step.json", b'{"step": 13, "images": []}'),
+        ("step.json", b'{"step": 5, "images": [5]}'),
         ("config.json", b"[]"),
         ("config.json", b'{"config": {}}'),
         ("config.json", b"{"),
+        ("config.json", changed("model", width=16)),
+        ("config.json", changed("train", batch_size=2**40)),
+        ("config.json", changed("optimizer", momentum="much")),
+        ("config.json", json.dumps(record | {"resolved": {"steps": 12, "class_weights": [1.0] * 10}}).encode()),
+        ("config.json", json.dumps(record | {"resolved": {"steps": "12", "class_weights": []}}).encode()),
+        ("model.json", b"{}"),
+        ("model.json", sound["model.json"].replace(b'"width": 8', b'"width": 9')),
     ):
         for file, content in (sound | {name: broken_file}).items():
             (tmp_path / file).write_bytes(content)
         with pytest.raises(ValueError, match=f"^{tmp_path} is damaged .*; copy it anew from its run"):
-            replay(tmp_path)
+            open_bundle(tmp_path)
 
 
-def test_a_bundle_of_another_version_has_defaults_for_what_it_lacks_or_is_refused(tmp_path: Path) -> None:
-    labels = {"label": np.zeros((2, 41, 49), np.uint8)}
-    train = {"batch_size": 2, "crop_size": [41, 49], "steps": 3}
-    older = _configuration({"seed": 5, "train": train}, tmp_path, labels)
-    assert (older.seed, older.train.crop_size, older.loss.dice, older.train.max_skipped) == (5, (41, 49), 0.0, 10)
-    for fields in (
-        {"train": train | {"stpes": 3}},
-        {"train": train, "augment": 5},
-        {"train": train | {"batch_size": 3}},
-        {"train": train, "loss": {"dice": -1}},
-        {"train": train, "model": {"depth": 51}},
-        {"train": train | {"crop_size": "all"}},
-        [],
+def test_a_bundle_with_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    bundle_of(tmp_path)
+    bundle = open_bundle(tmp_path)
+    *_, like = begin(bundle)
+    with pytest.raises(ValueError, match=r"checkpoints does not hold the state of step 4 whole; copy .* anew"):
+        restore(tmp_path, bundle, like)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_latest=1)
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    checkpoints.save(4, state, None)
+    checkpoints.close()
+    assert restore(tmp_path, bundle, like).step == 0
+    other = like.replace(opt_state=())
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}/checkpoints is not of the run in config\.json \(.{{10,330}}\); co"
     ):
-        with pytest.raises(
-            ValueError, match=f"^{tmp_path}/config.json is of another version .*was edited .*copy it"
-        ) as e:
-            _configuration(fields, tmp_path, labels)
-        assert "\n" not in str(e.value)
+        restore(tmp_path, bundle, other)

@@ -110,13 +110,15 @@ def test_a_process_that_hangs_alive_is_named_by_all(tmp_path):
 
 
 def test_an_evaluation_that_stands_still_ends(finished_run: Run, tmp_path: Path):
-    program = "import runpy, time\nfrom psp_jax.tally import Tally\nTally.add = lambda *_: time.sleep(1000)\n"
+    program = "import runpy, time\nfrom psp_jax.tally import Tally\n"
+    program += "Tally.add = lambda *_: print('stands still', flush=True) or time.sleep(1000)\n"
     program += "runpy.run_module('psp_jax.main', run_name='__main__')"
     shutil.copytree(finished_run.workdir, tmp_path / "w")
     command = [sys.executable, "-c", program, *finished_run.flags, f"--workdir={tmp_path / 'w'}", "--mode=evaluate"]
-    command += ["--config.eval.protocol=whole", "--config.watchdog.least_seconds=1"]
+    command += ["--config.eval.protocol=whole", "--config.watchdog.least_seconds=2"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == CODE, done.stdout + done.stderr
+    assert done.stdout.endswith("stands still\n")
     assert (
         "watchdog: no progress for " in done.stderr and " is in step 0, validation; ending with code 69" in done.stderr
     )

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
 from psp_jax.classes import ClassTable
+from psp_jax.command import cause
 from psp_jax.data import builders, decode
 
 METADATA_FILE = "metadata.json"
@@ -139,9 +141,10 @@ def read_info(directory: Path) -> tuple[tfds.core.DatasetInfo, dict[str, Any]]:
             for split in info.splits.values()
             for shard, length in zip(split.filepaths, split.shard_lengths, strict=True)
         ]
+        if any(len(os.fsencode(part)) > 255 for shard, _ in shards for part in shard.parts):
+            raise ValueError("dataset_info.json gives a file a name that is too long")
     except Exception as error:  # json, protobuf and TFDS raise their own kinds for a damaged file
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ValueError(f"A .json file in {directory} is damaged ({problem}); {_remedy(directory)}") from None
+        raise ValueError(f"A .json file in {directory} is damaged ({cause(error)}); {_remedy(directory)}") from None
     for shard, length in shards:
         problem = _shard_problem(shard, length)
         if problem:
@@ -162,6 +165,8 @@ def _descriptions(directory: Path) -> tuple[tfds.core.DatasetInfo, dict[str, Any
         height, width = metadata["max_size"][split]
         if not all(isinstance(side, int) and 0 < side < 2**31 for side in (height, width)):
             raise ValueError(f"{METADATA_FILE} has no size of {split}")
+    if not (isinstance(metadata["note"], str) and isinstance(metadata.get("absent", {}), dict)):
+        raise ValueError(f"{METADATA_FILE} has a note or absent splits of another kind")
     ClassTable.from_dict(metadata["classes"])
     return info, metadata
 

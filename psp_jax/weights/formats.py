@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from psp_jax.command import one_line
 from psp_jax.weights.archives import open_archive, read_entry
 from psp_jax.weights.arrays import BFLOAT16, DTYPES, MAX_TENSORS, Unreadable, decode
 from psp_jax.weights.caffe import read_caffe
@@ -56,9 +57,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             raise Unreadable("it holds no tensors")
     except Exception as error:  # a damaged file can make any parser raise anything
         problem = str(error) if isinstance(error, Unreadable) else f"it is damaged ({type(error).__name__}: {error})"
-        printable = "".join(letter if letter.isprintable() else " " for letter in problem[:300])
         remedy = "; should the download be to blame, remove that file and try again" if was_downloaded(path) else ""
-        raise ValueError(f"Cannot read {path}: {printable}{remedy}.") from None
+        raise ValueError(f"Cannot read {path}: {one_line(problem[:300])}{remedy}.") from None
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
