@@ -108,8 +108,7 @@ def choose_lowering(config: ConfigDict, mesh: Mesh) -> Lowering:
     platform = mesh.devices.flat[0].platform
     if config.model.convolutions == "auto":
         rows = (math.inf if single else 3) if platform == "tpu" and (single or whole) else 0
-        pairs = platform == "tpu" and whole and not single
-        return Lowering(rows, products=platform == "cpu" and whole, pairs=pairs)
+        return Lowering(rows, products=platform == "cpu" and whole, pairs=platform == "tpu" and not single)
     return Lowering(math.inf if config.model.convolutions == "rows" and (single or whole) else 0)
 
 

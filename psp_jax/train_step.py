@@ -250,7 +250,7 @@ def _as_trained(
         if lowering.products and layer.kernel_size == 1:
             return product(x[:, :: layer.stride, :: layer.stride], kernel[0, 0])
     x = call(*args, **kwargs)
-    return split.constrain(x) if split is not None and isinstance(layer, ConvBN) else x
+    return jax.tree.map(split.constrain, x) if split is not None and isinstance(layer, ConvBN) else x
 
 
 def _average(state: TrainState, params: Any, ema_decay: float) -> Any:

@@ -114,8 +114,9 @@ def test_max_pool(given: str, size: tuple[int, int]) -> None:
     )
 
 
-@pytest.mark.parametrize(("stem", "width", "rows"), [("64-64-128", 40, 3), ("7x7", 16, 0)])
-def test_a_training_step(stem: str, width: int, rows: int) -> None:
+@pytest.mark.parametrize(("stem", "width", "rows", "spatial"), [("64-64-128", 40, 0, 2), ("7x7", 16, 3, 1)])
+def test_a_training_step(stem: str, width: int, rows: int, spatial: int) -> None:
+    """Also with the rows of images spread over devices, of which 48 are made where 41 are real."""
     settings = defaults().model
     settings.update(depth=10, width=width, stem=stem, head_channels=8, aux_channels=8)
     model, optimizer = build_model(settings, 4), optax.sgd(0.1)
@@ -123,8 +124,11 @@ def test_a_training_step(stem: str, width: int, rows: int) -> None:
     image = rng.integers(0, 256, (4, 41, 41, 3)).astype(np.uint8)
     batch = {"image": image, "label": rng.integers(0, 4, (4, 41, 41)).astype(np.uint8)}
     ends = []
-    for lowering in (NATIVE, Lowering(rows, pairs=True)):
-        state = create_state(model, optimizer, 0, parallel.make_mesh(devices=jax.devices()[:1]))
+    for lowering, mesh in (
+        (NATIVE, parallel.make_mesh(devices=jax.devices()[:1])),
+        (Lowering(rows, pairs=True), parallel.make_mesh(1, spatial, jax.devices()[:spatial])),
+    ):
+        state = create_state(model, optimizer, 0, mesh)
         step = make_train_step(
             model,
             optimizer,
@@ -136,9 +140,10 @@ def test_a_training_step(stem: str, width: int, rows: int) -> None:
             dropout_seed=0,
             bn_groups=2,
             lowering=lowering,
+            split=parallel.split_rows(mesh, 4, 41, 8),
         )
         text = jax.jit(step).lower(state, batch).as_text()
-        assert bool(re.search(r"stablehlo.convolution.* -> tensor<(4x21|84x1)x11x", text)) == lowering.pairs
+        assert bool(re.search(r"stablehlo.convolution.* -> tensor<(4x2[14]|84x1)x11x", text)) == lowering.pairs
         ends.append(jax.device_get(jax.jit(step)(state, batch)))
     (ours, measures), (expected, others) = ends[1], ends[0]
     assert measures["loss"] == pytest.approx(others["loss"], rel=1e-5)

@@ -141,13 +141,17 @@ def test_diverging_run_stops_and_its_last_step_can_be_taken_again(finished_run: 
     assert_identical(final_variables(workdir), final_variables(finished_run.workdir))
 
     bundle = workdir / "not_finite" / "15"
-    with np.load(bundle / "batch.npz") as batch:
-        assert batch["image"].shape == (4, 41, 41, 3)
+    with np.load(bundle / "batch.npz") as stored:
+        batch = dict(stored)
+    assert batch["image"].shape == (4, 41, 41, 3)
+    batch["label"][0, :2, :5] = 200
+    np.savez(bundle / "batch.npz", **batch)
     told = run_module("psp_jax.replay", "--bundle", bundle)
     assert told.returncode == 0, told.stderr
     assert f"step 15 with the images {', '.join(skipped[2]['images'])}" in told.stdout
     assert "layers, from the image on: finite" in told.stdout and "gradients: finite" in told.stdout
-    assert "first fault: state_norm (norms of the gradient and of the new state)" in told.stdout
+    assert "norms of the gradient and of the new state: state_norm\n" in told.stdout
+    assert "first fault: 10 pixels that are neither a class nor void (labels)" in told.stdout
 
 
 @pytest.mark.parametrize("below", ["", "w"])

@@ -116,7 +116,7 @@ def test_a_cpu_computes_products_and_rows_that_are_spread_do_not() -> None:
         (16, 1, Lowering(math.inf)),  # an image a chip
         (16, 2, Lowering(math.inf)),  # half of one
         (4, 1, Lowering(3, pairs=True)),
-        (8, 2, Lowering(0)),  # halves of two images
+        (8, 2, Lowering(0, pairs=True)),  # halves of two images
     ],
 )
 def test_what_a_tpu_computes(data: int, spatial: int, chosen: Lowering) -> None:

@@ -36,10 +36,10 @@ class BatchNorm(nn.Module):
     ) -> Any:
         """Normalise [B, ..., C], and set to 0 what is negative if `relu`; updates `batch_stats` when `train`.
 
-        `ColumnPairs`, which are for training and have no `valid`, stay such. Where `valid` of maps [B, H, W, C] is
-        given, the statistics are of what is real. With `groups` > 1 the batch is cut into that many equal runs of
-        neighbours, each normalised by its own statistics, as replicas that do not exchange them would; the running
-        statistics take the mean of theirs.
+        `ColumnPairs`, which are for training, stay such; their columns are all real. Where `valid` of maps
+        [B, H, W, C] is given, the statistics are of what is real. With `groups` > 1 the batch is cut into that many
+        equal runs of neighbours, each normalised by its own statistics, as replicas that do not exchange them would;
+        the running statistics take the mean of theirs.
         """
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
@@ -52,11 +52,13 @@ class BatchNorm(nn.Module):
             return nn.relu(y) if self.relu else y
         if isinstance(valid, Array):
             raise TypeError("When training, the real size of maps is one pair, known while tracing.")
-        maps, width = (x.maps, x.width) if isinstance(x, ColumnPairs) else ((x,), None)
-        options = _Normalisation(self.epsilon, self.relu, groups, valid, width if len(maps) == 1 else None, self.dtype)
+        count = x.shape[0] // groups * math.prod(valid or x.shape[1:-1])
+        maps, width = ((x,), None) if isinstance(x, Array) else (x.maps, x.width if len(x.maps) == 1 else None)
+        if valid and isinstance(x, ColumnPairs):
+            valid = (valid[0], maps[0].shape[2])
+        options = _Normalisation(self.epsilon, self.relu, groups, count, valid, width, self.dtype)
         maps, mean, var = _normalise(options, maps, scale, bias)
         if not self.is_initializing():
-            count = options.count(maps)
             unbiased = var * (count / max(count - 1, 1))
             for running, found in ((running_mean, mean), (running_var, unbiased)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * found.mean(0).ravel()
@@ -67,12 +69,14 @@ class BatchNorm(nn.Module):
 class _Normalisation:
     """What of batch normalisation by a batch's own statistics is known while tracing; see `BatchNorm`.
 
-    `width` is that of maps whose columns are side by side in pairs, None for others.
+    `count` is over how many values of a channel the statistics of a group are, `width` that of maps whose columns are
+    side by side in pairs, None for others.
     """
 
     epsilon: float
     relu: bool
     groups: int
+    count: int
     valid: tuple[int, int] | None
     width: int | None
     dtype: Any
@@ -81,21 +85,11 @@ class _Normalisation:
         """Map each [B, ..., C] to f32 [groups, B / groups, ..., C]."""
         return tuple(x.astype(jnp.float32).reshape(self.groups, -1, *x.shape[1:]) for x in maps)
 
-    def count(self, maps: Maps) -> int:
-        """Return over how many values of each channel of the maps [B, ..., C] the statistics of a group are."""
-        if self.valid is not None:
-            places = math.prod(self.valid)
-        elif self.width is not None:
-            places = maps[0].shape[1] * self.width
-        else:
-            places = sum(math.prod(x.shape[1:-1]) for x in maps)
-        return maps[0].shape[0] // self.groups * places
-
     def real(self, x: Array) -> Array:
         """Return x [groups, B / groups, H, W, C] with zeros beyond what is real."""
-        if self.width is not None:
-            return without_last(x, self.width)
-        return x if self.valid is None else jnp.where(inside(self.valid, x.shape[2:4]), x, 0.0)
+        if self.valid is not None:
+            x = jnp.where(inside(self.valid, x.shape[2:4]), x, 0.0)
+        return x if self.width is None else without_last(x, self.width)
 
     def summed(self, maps: Maps) -> Array:
         """Sum maps [groups, B / groups, ..., C] over all but groups and channels: [groups, 1, ..., C]."""
@@ -119,7 +113,7 @@ def _normalise(options: _Normalisation, maps: Maps, scale: Array, bias: Array) -
 
 
 def _normalise_and_keep(options: _Normalisation, maps: Maps, scale: Array, bias: Array) -> tuple[Any, Any]:
-    grouped, count = options.grouped(maps), options.count(maps)
+    grouped, count = options.grouped(maps), options.count
     real = tuple(options.real(x) for x in grouped)
     mean = options.summed(real) / count
     # One pass over the data; rounding can push the difference below zero where a channel is constant.
@@ -139,7 +133,7 @@ def _affine(options: _Normalisation, grouped: Maps, scale: Array, bias: Array, m
 
 def _normalise_gradient(options: _Normalisation, kept: Any, slopes: Any) -> tuple[Maps, Array, Array]:
     maps, scale, bias, mean, var = kept
-    of, grouped, count = options.per_channel, options.grouped(maps), options.count(maps)
+    of, grouped, count = options.per_channel, options.grouped(maps), options.count
     inverse = lax.rsqrt(var + options.epsilon)
     normal = tuple((x - of(mean)) * of(inverse) for x in grouped)
     slope = options.grouped(slopes[0])

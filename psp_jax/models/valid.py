@@ -1,7 +1,11 @@
 """Maps of which only a part is real: the first rows and columns, as many of each image as `valid` says."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+from psp_jax.models.column_pairs import ColumnPairs
 
 Array = jax.Array
 # Which (height, width) of each map is real, the rest being padding: i32 [B, 2]; when training, one pair for all.
@@ -15,14 +19,19 @@ def strided(valid: Valid, stride: int) -> Valid:
     return None if valid is None else (valid + stride - 1) // stride
 
 
-def unless_whole(valid: Valid, x: Array) -> Valid:
+def unless_whole(valid: Valid, x: Array | ColumnPairs) -> Valid:
     """Return `valid`, or None where it is known to be all of the maps x [B, H, W, C]."""
     return None if isinstance(valid, tuple) and valid == x.shape[1:3] else valid
 
 
-def zero_beyond(x: Array, valid: Valid) -> Array:
-    """Return [B, H, W, C] with zeros beyond what is real, as the padding of a convolution is."""
+def zero_beyond(x: Any, valid: Valid) -> Any:
+    """Return [B, H, W, C], or such `ColumnPairs`, with zeros beyond what is real, as the padding of a convolution is.
+
+    Of the latter only rows can be beyond.
+    """
     valid = unless_whole(valid, x)
+    if isinstance(x, ColumnPairs) and isinstance(valid, tuple):
+        return ColumnPairs(tuple(zero_beyond(part, (valid[0], part.shape[2])) for part in x.maps), x.width)
     return x if valid is None else x * inside(valid, x.shape[1:3]).astype(x.dtype)
 
 
