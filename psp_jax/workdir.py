@@ -209,10 +209,7 @@ def lock(directory: Path) -> Iterator[None]:
       OSError: nothing can be written there.
     """
     make_folder(directory)
-    with naming(directory / LOCK):
-        held = (directory / LOCK).open("a+")
-    with held as file:
-        _take(file, directory)
+    with _taken(directory) as file:
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         file.write(f"; process {os.getpid()} on {socket.gethostname()} since {since}\n")
@@ -221,13 +218,15 @@ def lock(directory: Path) -> Iterator[None]:
 
 
 def check_free(directory: Path) -> None:
-    """Raise ValueError, as `lock` does, where another process holds `directory`; nothing is made or changed there."""
+    """Raise the errors of `lock` where `directory` is one that another process holds; nothing is changed there."""
     if (directory / LOCK).is_file():
-        with (directory / LOCK).open("a+") as file:
-            _take(file, directory)
+        _taken(directory).close()
 
 
-def _take(file: TextIO, directory: Path) -> None:
+def _taken(directory: Path) -> TextIO:
+    """Return the lock's file, which holds the lock until it is closed."""
+    with naming(directory / LOCK):
+        file = (directory / LOCK).open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -241,6 +240,7 @@ def _take(file: TextIO, directory: Path) -> None:
             f"{directory} is on a file system that cannot lock files ({error.strerror}); choose a --workdir "
             "elsewhere, or mount it with locks (Lustre: -o flock)."
         ) from error
+    return file
 
 
 def write_text(path: Path, text: str) -> None:

@@ -95,7 +95,7 @@ def test_a_run_started_again_compiles_nothing_and_learns_the_same(finished_run: 
     )
     assert (ours[0]["compile_hits"], theirs[0]["compile_misses"]) == (0, 0)
     assert theirs[0]["compile_hits"] == ours[0]["compile_misses"] > 0
-    assert theirs[0]["compile_seconds"] < ours[0]["compile_seconds"] / 4
+    assert theirs[0]["compile_seconds"] < ours[0]["compile_seconds"] / 2  # a tenth on an idle machine
     assert f"(cache: {theirs[0]['compile_hits']:.0f} hits, 0 misses)" in done.stdout
     learned = ("loss", "main_loss", "aux_loss", "grad_norm", "state_norm")
     assert [[line[name] for name in learned] for line in ours] == [[line[name] for name in learned] for line in theirs]
