@@ -275,6 +275,7 @@ def test_an_interruption_ends_every_run(
     assert all(start["exit_code"] == -signal.SIGTERM for start in starts) and len(starts) <= jobs
 
 
+@pytest.mark.slow
 def test_runs_are_made_once_and_failures_are_told(file: Path, tmp_path: Path) -> None:
     """Two variants side by side, one of which diverges; then again, when nothing but that one is left to do."""
     w = tmp_path / "w"

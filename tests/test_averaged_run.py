@@ -58,6 +58,7 @@ def metrics(workdir: Path) -> Any:
     return json.loads((workdir / "eval" / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_if_never_stopped(
     averaged: Averaged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def test_eight_devices(one_device: dict[str, np.ndarray], tmp_path: Path) -> Non
     compare(run(8, tmp_path / "eight.npz"), one_device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -74,6 +75,7 @@ def test_rows_that_do_not_divide(fields: dict, one_device_odd: dict[str, np.ndar
     compare(run(8, tmp_path / "eight.npz", **ODD, **fields), one_device_odd, update_error=0.02)
 
 
+@pytest.mark.slow
 def test_statistics_by_groups_of_images(one_device: dict[str, np.ndarray], tmp_path: Path) -> None:
     """Of four images each, whatever the devices, whose number is neither that of the groups nor of their images."""
     fields = {"model.bn_group_size": 4}
@@ -82,12 +84,14 @@ def test_statistics_by_groups_of_images(one_device: dict[str, np.ndarray], tmp_p
     assert abs(one["loss0"] - one_device["loss0"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_four_processes_two_to_an_image(one_device: dict[str, np.ndarray], tmp_path: Path) -> None:
     coordinator, output = free_address(), tmp_path / "many.npz"
     fields = {"mesh.spatial": 4}
     compare(finish([start(2, output, fields, coordinator, 4, rank) for rank in range(4)], output), one_device)
 
 
+@pytest.mark.slow
 def test_encnet_on_eight_devices(tmp_path: Path) -> None:
     """The classes present and the statistics over codewords are those of the global batch, rows split or not."""
     one = run(1, tmp_path / "one.npz", **{"model.head": "enc", "model.lateral": True})

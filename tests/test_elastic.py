@@ -62,6 +62,7 @@ def spread_over(tree: Any) -> int:
     return max(x.size // x.addressable_shards[0].data.size for x in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_eight_devices_then_two_then_eight(tmp_path: Path) -> None:
     eight, two = step_on(8), step_on(2)
     state, losses = create_state(MODEL, OPTIMIZER, 0, eight[0], average=True), []

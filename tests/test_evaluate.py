@@ -231,6 +231,7 @@ class ManySizes(Source):
         return [(30 + i, 90 - i) for i in range(50)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("protocol", "most"),
     [(semseg((1.0,), 60, (41, 41)), 3), (None, 3), (mmseg((1.0,), (70, 40), (0, 0)), 5)],

@@ -113,6 +113,7 @@ def test_a_configuration_without_weights_is_refused() -> None:
             check_init("timm", "resnet50.pth", wrong)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_backbone_and_goes_on_without_it(finished_run: Run, tmp_path: Path) -> None:
     file = save(tmp_path / "r10.npz", random_tensors("timm", settings_of(**TINY), 1, "backbone"))
     flags = ("--config.init.source=timm", f"--config.init.path={file}", "--config.optimizer.base_lr=0")
@@ -174,6 +175,7 @@ def test_variants_of_the_papers_run_start_from_their_own_file() -> None:
     assert (files["resnet269"], code["get_config"]("resnet269").init.source) == ("", "random")
 
 
+@pytest.mark.slow
 def test_a_start_that_lacked_its_file_can_be_repeated_in_the_same_workdir(finished_run: Run, tmp_path: Path) -> None:
     flags = ("--config.init.source=timm", f"--config.init.path={tmp_path / 'missing.npz'}", "--config.train.steps=2")
     done = finished_run.start(tmp_path / "w", *flags)

@@ -70,6 +70,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), ours, theirs)
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_step_and_in_a_validation_leaves_no_trace(finished_run: Run, tmp_path: Path) -> None:
     workdir = tmp_path / "w"
     output = interrupted(finished_run, workdir, "Recorder.push:3")
@@ -132,6 +133,7 @@ def test_a_thread_that_is_not_pythons_may_get_the_signal() -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), timeout=300, check=True)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_where_one_stopped(finished_run: Run, tmp_path: Path) -> None:
     """They restore step 8, go on, validate: the losses and counts of the one process.
 
