@@ -56,7 +56,8 @@ def run_tests(log: Path, minutes: float) -> int | None:
 
 def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the sums of what the tests told."""
-    faults = [row for row in rows if row["kind"] == "fault" and row.get("came", True)]  # a run may end before one comes
+    # A run may end before a fault comes; but what was not survived counts in any case.
+    faults = [row for row in rows if row["kind"] == "fault" and (row.get("came", True) or not row["survived"])]
     inputs = [row for row in rows if row["kind"] == "input"]
     runs = [row for row in rows if row["kind"] == "run"]
     kinds = collections.Counter(row["signal"] for row in faults)

@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from absl import logging
 from conftest import ROOT, Run, environment
+
+from psp_jax.checkpoint import Checkpoints
 
 VARIABLE = "PSP_JAX_SOAK_SEED"
 SEED = os.environ.get(VARIABLE, "0")  # of the moments at which faults come
@@ -130,3 +135,16 @@ def jumping_clock(folder: Path, seconds: Sequence[float], after: int) -> dict[st
         "time.time = lambda: real() + off()\ntime.time_ns = lambda: int(time.time() * 1e9)\n"
     )
     return environment() | {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}
+
+
+def saved(workdir: Path) -> int:
+    """Return the newest step saved, 0 for none, after reading the whole checkpoint."""
+    if not (workdir / "checkpoints").exists():
+        return 0
+    logging.set_verbosity(logging.ERROR)  # Orbax warns where nothing tells it what to expect
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    step = checkpoints.latest_step() or 0
+    if step:
+        read = checkpoints._manager.restore(step)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(read["variables"]))
+    return step

@@ -20,7 +20,7 @@ def test_faults_and_inputs_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
     for came, lost, again in ((True, 0, 0), (True, 1, 3), (False, 0, 0)):
         with fault(signal="SIGKILL", seed="7", activity="step") as facts:
             facts |= {"came": came, "lost": lost, "again": again}
-    with pytest.raises(ZeroDivisionError), fault(signal="clock", activity="all", again=0):
+    with pytest.raises(ZeroDivisionError), fault(signal="clock", activity="all", again=0, came=False):
         raise ZeroDivisionError
     for same in (True, False):
         record("run", signal="SIGKILL", same=same)

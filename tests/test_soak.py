@@ -10,35 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
-from absl import logging
 from conftest import ROOT, Run
-from faults import SEED, announced, jumping_clock, moments, one_sentence, random_fault, run_with
+from faults import SEED, announced, jumping_clock, moments, one_sentence, random_fault, run_with, saved
 from reliability_log import fault, record
 from test_preemption import assert_same_run
 
-from psp_jax.checkpoint import Checkpoints
 from psp_jax.preemption import CODE
 
 pytestmark = pytest.mark.soak
 
 KILLS, TERMS = 50, 12
 SAVED_EVERY = 4  # steps, as in TINY
-
-
-def saved(workdir: Path) -> int:
-    """Return the newest step saved, 0 for none, after reading the whole checkpoint."""
-    if not (workdir / "checkpoints").exists():
-        return 0
-    logging.set_verbosity(logging.ERROR)  # Orbax warns where nothing tells it what to expect
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    step = checkpoints.latest_step() or 0
-    if step:
-        read = checkpoints._manager.restore(step)
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(read["variables"]))
-    return step
 
 
 def soak(run: Run, base: Path, count: int, kind: signal.Signals, code: int) -> None:
