@@ -74,8 +74,8 @@ def defaults() -> ConfigDict:
             "bn_group_size": 0,  # images whose statistics batch norm takes together; 0 is the whole batch
             "align_corners": True,
             "dtype": "float32",  # of convolutions; statistics, logits and loss are float32 always
-            # When training: native, rows (see models/row_convolution.py), or what is faster on these devices; always
-            # native where those of mesh.spatial share several images, whose rows would have to be gathered.
+            # When training: native, rows (see models/row_convolution.py), or what is faster on these devices, also by
+            # pairs of columns; no rows where those of mesh.spatial share several images, which would be gathered.
             "convolutions": "auto",
             "phases": False,  # dilated blocks as plain ones on the phases of their map: the same function
             "remat": False,

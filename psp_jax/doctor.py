@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from psp_jax.command import run_command
 from psp_jax.health import machine
-from psp_jax.health.findings import FAIL, OK, WARN, Finding, guarded, of_error
+from psp_jax.health.findings import CONFIGURATION, FAIL, OK, WARN, Finding, guarded, of_error
 
 EXAMINE_DEVICES = [sys.executable, "-m", "psp_jax.health.devices"]
 # What the driver of an accelerator is opened by; a process that has it open holds the device.
@@ -127,7 +127,7 @@ def examine(workdir: Path, config_file: str, overrides: Sequence[str], seconds: 
 
     yield from guarded("packages", machine.packages)
     if config_file:
-        yield from guarded("configuration", configuration)
+        yield from guarded(CONFIGURATION, configuration)
     places |= {"shared memory": Path("/dev/shm"), "temporary files": Path(tempfile.gettempdir())}
     yield from guarded("host memory", machine.memory)
     yield from guarded("storage", lambda: machine.storage(places))

@@ -58,18 +58,17 @@ class Run:
         Raises:
           TrainingDiverged: always.
         """
-        images = self.recorder.images
+        images, why = self.recorder.images, self.recorder.why
+        remedy = "run psp_jax.check_data" if "invalid_labels" in why else "lower optimizer.base_lr"
         try:
             with self.recorder.walltime.during("checkpoint"):
                 folder = write_bundle(self.directory, self.config, self.source, done, state, images)
-            kept = (
-                f"is in {folder}, and python -m psp_jax.replay --bundle {folder} tells what of it is not finite first"
-            )
+            kept = f"is in {folder}, and python -m psp_jax.replay --bundle {folder} tells what is wrong with it first"
         except (OSError, ValueError) as error:  # must not hide why the run ends
             kept = f"could not be kept: {str(error).rstrip('.')}"
         raise TrainingDiverged(
-            f"Steps {done - self.recorder.row + 1} to {done} were skipped, the last for {self.recorder.why} with the "
-            f"images {some(images)}; look at these, or lower optimizer.base_lr. The checkpoints are kept; what that "
+            f"Steps {done - self.recorder.row + 1} to {done} were skipped, the last for {why} with the "
+            f"images {some(images)}; look at these, or {remedy}. The checkpoints are kept; what that "
             f"step began with {kept}."
         )
 

@@ -116,7 +116,7 @@ def open_bundle(folder: Path) -> Bundle:
     try:
         return _read(folder)
     except Exception as error:  # a configuration holds values of any kind
-        raise ValueError(f"{folder} is damaged ({cause(error)}); copy it anew from its run.") from None
+        raise ValueError(f"{folder} is damaged ({cause(error)}); copy it anew from its run.") from error
 
 
 def _read(folder: Path) -> Bundle:
@@ -152,7 +152,7 @@ def restore(folder: Path, bundle: Bundle, like: TrainState) -> TrainState:
             return checkpoints.restore(step, like)
         except Exception as error:  # Orbax tells of another structure in pages
             problem = f"{path} is not of the run in config.json ({cause(error)})"
-            raise ValueError(f"{problem}; copy it anew from its run.") from None
+            raise ValueError(f"{problem}; copy it anew from its run.") from error
 
 
 def begin(bundle: Bundle) -> tuple[Mesh, nn.Module, optax.GradientTransformation, TrainState]:

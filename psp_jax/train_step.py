@@ -243,7 +243,7 @@ def _as_trained(
         x, kernel = jax.tree.map(lambda array: array.astype(layer.dtype), args)
         # Maps in phases are a larger batch already.
         by_rows = x.shape[0] == images and x.shape[-1] <= lowering.rows_up_to
-        if isinstance(x, ColumnPairs) or (lowering.pairs and x.shape[-1] == 3):
+        if isinstance(x, ColumnPairs) or (lowering.pairs and layer.path[-2:] == ("stem1", "conv")):
             return convolve_pairs(x, kernel, layer.stride, layer.padding, by_rows)
         if by_rows:
             return convolve_rows(x, kernel, layer.stride, layer.dilation, layer.padding)

@@ -78,6 +78,13 @@ def test_convolutions(given: str, size: int, stride: int, width: int, features: 
     assert_same_function(ours, native, x, kernel)
 
 
+def test_pairs_are_for_training() -> None:
+    x = jnp.zeros((1, 2, 4, 3))
+    variables = BatchNorm().init(jax.random.key(0), x, True)
+    with pytest.raises(TypeError, match="for training alone"):
+        BatchNorm().apply(variables, paired(x, True), False)
+
+
 @pytest.mark.parametrize("side_by_side", [True, False])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("width", [6, 7])
@@ -143,7 +150,9 @@ def test_a_training_step(stem: str, width: int, rows: int, spatial: int) -> None
             split=parallel.split_rows(mesh, 4, 41, 8),
         )
         text = jax.jit(step).lower(state, batch).as_text()
-        assert bool(re.search(r"stablehlo.convolution.* -> tensor<(4x2[14]|84x1)x11x", text)) == lowering.pairs
+        by_pairs = re.findall(r"stablehlo.convolution.* -> tensor<(?:4x2[14]|84x1)x11x", text)
+        least = 4 if stem == "64-64-128" else 1  # two with their columns side by side, and one of two maps
+        assert len(by_pairs) >= least if lowering.pairs else not by_pairs
         ends.append(jax.device_get(jax.jit(step)(state, batch)))
     (ours, measures), (expected, others) = ends[1], ends[0]
     assert measures["loss"] == pytest.approx(others["loss"], rel=1e-5)

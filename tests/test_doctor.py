@@ -202,6 +202,8 @@ def test_one_mistake_is_one_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     (finding,) = wrong("--config.data.dri=x")
     assert (finding.level, finding.name) == ("fail", "configuration") and finding.remedy.startswith("known fields")
+    (finding,) = wrong("--config.train.crop_size=('a',)")
+    assert finding.text.startswith("train.crop_size=('a',) must") and finding.remedy.startswith("correct it")
     (finding,) = wrong("--config.data.name=coco", f"--config.data.dir={folder}")
     assert (finding.level, finding.name) == ("fail", "prepared data") and "coco" in finding.text
     (finding,) = wrong(f"--config.data.dir={folder}")

@@ -37,8 +37,8 @@ def decode_image(data: bytes, where: str, upright: bool = False) -> np.ndarray:
     orientation belongs to the format, and no reader leaves it out).
 
     Raises:
-      ValueError: not an image, damaged or truncated, of more than MAX_PIXELS, or with values that have no white
-        (floats); the sentence names `where`.
+      ValueError: not an image, damaged or truncated, of more than MAX_PIXELS (of other formats than those of
+        `stored_pixels` OpenCV's own limit), or with values that have no white (floats); the sentence names `where`.
     """
     _check_pixels(data, where)
     if _is_plain(data):  # nearly all files: one call that does everything

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+CONFIGURATION = "configuration"
 REPORT = "mend the installation, or report this"
 
 
@@ -63,5 +64,7 @@ def of_error(level: str, name: str, error: Exception) -> Finding:
     text, _, remedy = str(error).rstrip(".").partition("; ")
     if isinstance(error, OSError | ValueError) and remedy:
         return Finding(level, name, text, remedy)
+    if name == CONFIGURATION and isinstance(error, ValueError):  # what the user gave, in the words of this package
+        return Finding(level, name, text, "correct it, and examine again")
     remedy = "look at its rights and at its storage" if isinstance(error, OSError) else REPORT
     return Finding(level, name, f"{type(error).__name__}: {error}".rstrip("."), remedy)

@@ -46,14 +46,17 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        if isinstance(x, Array) and not train:
+        if not train:
+            if isinstance(x, ColumnPairs):
+                raise TypeError("Pairs of columns are for training alone.")
             y = (x.astype(jnp.float32) - running_mean.value) * (scale * lax.rsqrt(running_var.value + self.epsilon))
             y = (y + bias).astype(self.dtype)
             return nn.relu(y) if self.relu else y
         if isinstance(valid, Array):
             raise TypeError("When training, the real size of maps is one pair, known while tracing.")
         count = x.shape[0] // groups * math.prod(valid or x.shape[1:-1])
-        maps, width = ((x,), None) if isinstance(x, Array) else (x.maps, x.width if len(x.maps) == 1 else None)
+        maps: Maps = x.maps if isinstance(x, ColumnPairs) else (x,)
+        width = x.width if isinstance(x, ColumnPairs) and len(maps) == 1 else None
         if valid and isinstance(x, ColumnPairs):
             valid = (valid[0], maps[0].shape[2])
         options = _Normalisation(self.epsilon, self.relu, groups, count, valid, width, self.dtype)
@@ -62,7 +65,7 @@ class BatchNorm(nn.Module):
             unbiased = var * (count / max(count - 1, 1))
             for running, found in ((running_mean, mean), (running_var, unbiased)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * found.mean(0).ravel()
-        return maps[0] if isinstance(x, Array) else ColumnPairs(maps, x.width)
+        return ColumnPairs(maps, x.width) if isinstance(x, ColumnPairs) else maps[0]
 
 
 @dataclass(frozen=True)

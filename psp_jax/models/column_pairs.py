@@ -67,7 +67,7 @@ def convolve_pairs(x: Array | ColumnPairs, kernel: Array, stride: int, padding: 
     """
     size, channels, width = kernel.shape[1], kernel.shape[2], x.shape[2]
     held = 2 if isinstance(x, ColumnPairs) else 1  # columns that a position of the input holds
-    x = x.side_by_side() if isinstance(x, ColumnPairs) else x
+    x, by_rows = (x.side_by_side(), False) if isinstance(x, ColumnPairs) else (x, by_rows)
     width = (width + 2 * padding - size) // stride + 1
     before = -(-padding // held)  # positions of padding, and of the window
     window = -(-(held * before - padding + stride + size) // held)

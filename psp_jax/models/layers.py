@@ -77,7 +77,10 @@ class Conv(nn.Module):
         return kernel
 
     def convolve(self, x: Array, kernel: Array) -> Array:
-        """Return what the layer makes of x with a kernel; a method so that training can choose how it is lowered."""
+        """Return what the layer makes of x with a kernel.
+
+        A method so that training can choose how it is lowered; it may take and return `ColumnPairs` then.
+        """
         return lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -133,9 +136,12 @@ def max_pool(x: Array | ColumnPairs, train: bool) -> Array:
     values in a window, is made of selections: XLA's own scatters, which splits badly over rows and fails to compile on
     GPUs where only deterministic operations are allowed.
     """
-    if isinstance(x, Array) and not train:
+    if isinstance(x, ColumnPairs):
+        even, odd = x.apart()
+    elif train:
+        even, odd = _even_and_odd(x, 2)
+    else:
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    even, odd = x.apart() if isinstance(x, ColumnPairs) else _even_and_odd(x, 2)
     return _largest(*_even_and_odd(_largest(even, odd, 2), 1), 1)
 
 

@@ -16,7 +16,7 @@ class Lowering:
     Attributes:
       rows_up_to: those of at most so many channels go by rows; see `psp_jax.models.row_convolution`.
       products: those of a single cell are products of matrices; see `product`.
-      pairs: that of the image, and those up to the pooling behind it; see `psp_jax.models.column_pairs`.
+      pairs: those of `ResNet`'s stem; see `psp_jax.models.column_pairs`.
     """
 
     rows_up_to: float = 0
