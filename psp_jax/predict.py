@@ -16,6 +16,7 @@ Every file is there whole or not at all. An image that cannot be read is left ou
 import argparse
 import glob
 import queue
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from PIL import Image
 
 from psp_jax import api, compile_cache
 from psp_jax.classes import ClassTable
-from psp_jax.command import run_command
+from psp_jax.command import one_line, run_command
 from psp_jax.data.decode import NO_FILE, decode_image
 from psp_jax.progress import track
 from psp_jax.protocols import SCALES
@@ -275,8 +276,10 @@ def main() -> None:
     )
     tiles = f", {done['tiles']} of {len(images)} images by tiles" if done["tiles"] else ""
     print(f"labelled {done.total()} of {len(images)} images into {args.output}{tiles}")
+    for failure in failures:
+        print(one_line(failure), file=sys.stderr)
     if failures:
-        raise ValueError("\n".join([f"{len(failures)} of {len(images)} images were skipped:", *failures]))
+        raise ValueError(f"{len(failures)} of {len(images)} images were skipped, for the reasons above.")
 
 
 if __name__ == "__main__":

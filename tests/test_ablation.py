@@ -205,7 +205,7 @@ def test_a_file_that_holds_something_else_is_told(file: Path, old: str, new: str
 
 def test_configurations_are_checked_before_anything_runs(file: Path, tmp_path: Path) -> None:
     for override, problem in (
-        ("--config.train.stpes=3", r"fcn: Unknown configuration field train\.stpes; known fields: train\.aux"),
+        ("--config.train.stpes=3", r"^Unknown configuration field train\.stpes; known fields: train\.aux"),
         ("--config.model.head=foo", r"model\.head='foo' is unknown; choose one of"),
         ("--config.train.crop_size=(50,)", r"train\.crop_size=.* does not fit"),
     ):

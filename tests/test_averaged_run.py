@@ -146,7 +146,7 @@ def test_averaging_may_change_but_neither_begin_nor_end_on_the_way(
     shutil.copytree(averaged.workdir, tmp_path / "w")
     config = ConfigDict(averaged.config.to_dict())  # a ConfigDict of a ConfigDict shares its sections
     config.train.ema_decay = decay
-    remedy = "or give --resume=override" if decay else "choose a new --workdir"
+    remedy = "give --resume=override" if decay else "choose a new --workdir"
     with pytest.raises(ValueError, match=rf"train\.ema_decay: 0\.5 -> {decay}.*{remedy}"):
         train(config, tmp_path / "w", *averaged.sources)
     if decay:

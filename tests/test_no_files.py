@@ -1,5 +1,6 @@
 """What has the name of an image or a label but is no file, and folders on one side only: told by name."""
 
+import contextlib
 import os
 import socket
 import threading
@@ -27,8 +28,8 @@ def pipe(path: Path) -> None:
 
 
 def listening(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(path))  # at most 107 characters
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):  # a path has at most 107 characters
+        server.bind(path.name)
 
 
 MADE: dict[str, Callable[[Path], None]] = {

@@ -65,8 +65,8 @@ def test_export_predict_and_api_agree(finished_run: Run, tmp_path: Path) -> None
     assert done.returncode == 1
     assert done.stdout.endswith(f"labelled 8 of 10 images into {out}, 1 of 10 images by tiles\n")
     said = done.stderr.splitlines()
-    assert said[0] == "error: 2 of 10 images were skipped:" and len(said) == 3
-    assert "broken.jpg" in said[1] and "empty.png" in said[2]
+    assert said[2] == "error: 2 of 10 images were skipped, for the reasons above." and len(said) == 3
+    assert "broken.jpg" in said[0] and "empty.png" in said[1]
     written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     endings = (".png", "_color.png", "_overlay.png", "_confidence.png", ".json")
     assert written == {name + ending for name in shown for ending in endings}
