@@ -130,6 +130,7 @@ def test_statistics_of_no_images_are_refused(averaged: Averaged) -> None:
         evaluate(averaged.config, averaged.workdir, averaged.sources[1])
 
 
+@pytest.mark.slow
 def test_the_command_evaluates_with_statistics_of_the_training_split(finished_run: Run, tmp_path: Path) -> None:
     shutil.copytree(finished_run.workdir, tmp_path / "w")
     flags = ("--mode=evaluate", "--config.eval.protocol=whole", "--config.eval.precise_bn_batches=2")

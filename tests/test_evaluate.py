@@ -80,6 +80,7 @@ def test_eight_devices_count_the_same(one_device: Path, finished_run: Run, tmp_p
     np.testing.assert_array_equal(evaluated(tmp_path / "w")[0], evaluated(one_device)[0])
 
 
+@pytest.mark.slow
 def test_two_processes_count_the_same(one_device: Path, finished_run: Run, tmp_path: Path) -> None:
     shutil.copytree(finished_run.workdir, tmp_path / "w")
     address = free_address()

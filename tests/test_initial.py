@@ -150,6 +150,7 @@ def test_models_of_older_versions_load(finished_run: Run, tmp_path: Path) -> Non
     assert psp_jax.load(tmp_path / "w").card.model == psp_jax.load(finished_run.workdir).card.model
 
 
+@pytest.mark.slow
 def test_the_papers_run_says_which_file_it_starts_from(
     finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

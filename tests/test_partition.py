@@ -23,7 +23,10 @@ def compiled_text(**fields: object) -> str:
     return step.lower(*build.abstract_arguments(config, model, optimizer, mesh)).compile().as_text()
 
 
-@pytest.mark.parametrize(("convolutions", "images"), [("native", 2), ("rows", 2), ("rows", 4)])
+@pytest.mark.parametrize(
+    ("convolutions", "images"),
+    [("native", 2), pytest.param("rows", 2, marks=pytest.mark.slow), pytest.param("rows", 4, marks=pytest.mark.slow)],
+)
 def test_no_map_is_gathered(convolutions: str, images: int) -> None:
     """Halo rows move and parameters are gathered, but nothing of a map, be it the class scores."""
     text = compiled_text(**{"model.convolutions": convolutions, "train.batch_size": images})

@@ -57,7 +57,8 @@ def test_phases_of_a_map() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "first_block", "side"), [(10, "full", 57), (10, "contracted", 57), (10, "full", 41), (50, "full", 57)]
+    ("depth", "first_block", "side"),
+    [(10, "full", 57), (10, "contracted", 57), (10, "full", 41), pytest.param(50, "full", 57, marks=pytest.mark.slow)],
 )
 def test_the_same_network(depth: int, first_block: str, side: int) -> None:
     """In phases, by rows and natively, for maps of 8 x 8, which divide by 2 and 4, and of 6 x 6, by 2 alone."""
