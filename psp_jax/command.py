@@ -1,5 +1,6 @@
 """How every command ends when something is wrong: one sentence on stderr and exit code 1."""
 
+import logging
 import os
 import sys
 import traceback
@@ -26,6 +27,7 @@ def run_command(main: Callable[[], None], leave: Callable[[int], None] = sys.exi
         sys.argv.remove(DEBUG_FLAG)
         os.environ["PSP_JAX_DEBUG"] = "1"  # so that commands which this one starts know it too
     sys.unraisablehook = _unraisable
+    logging.getLogger("asyncio").addFilter(_is_news)
     try:
         main()
     except KeyboardInterrupt:
@@ -44,6 +46,11 @@ def _unraisable(what: "sys.UnraisableHookArgs") -> None:
     # Where a disk is full, tensorstore tells each of its writes that failed to a loop that has ended with the first.
     if os.environ.get("PSP_JAX_DEBUG") or str(what.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(what)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # Orbax raises the first of the writes that failed, and drops those that were under way beside it.
+    return bool(os.environ.get("PSP_JAX_DEBUG")) or "exception was never retrieved" not in record.getMessage()
 
 
 def last_words(error: Exception) -> str:

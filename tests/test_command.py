@@ -1,10 +1,13 @@
 """The line that a command ends with where something is wrong."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_module
+from conftest import ROOT, run_module
 
 from psp_jax import classes
 from psp_jax.command import cause, told
@@ -73,3 +76,36 @@ def test_a_workdir_of_another_run_is_told_in_a_short_sentence(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"augment\.base_size: \[\] -> 7; .*; and \d+ more\); choose") as refused:
         check_owner(tmp_path, changed, table, 3, False)
     assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_a_write_that_failed_beside_the_one_that_is_told_has_no_traceback(debug: str) -> None:
+    code = """
+import asyncio, gc
+from psp_jax.command import run_command
+
+
+async def fail():
+    raise OSError(f"{asyncio.current_task().get_name()} is full")
+
+
+async def save():
+    tasks = [asyncio.create_task(fail(), name=name) for name in ("one", "two")]
+    await asyncio.sleep(0)
+    await tasks[0]
+
+
+def main():
+    try:
+        asyncio.run(save())
+    finally:
+        gc.collect()
+
+
+run_command(main)
+"""
+    settings = os.environ | {"PSP_JAX_DEBUG": debug}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=settings, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert ("never retrieved" in done.stderr) == ("Traceback" in done.stderr) == bool(debug)
+    assert (done.stderr == "error: one is full\n") != bool(debug)
