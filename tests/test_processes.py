@@ -93,6 +93,7 @@ def assert_survives(run: Run, workdir: Path, processes: int, undisturbed: Path) 
     assert [file.name for file in workdir.glob(f"{LOCK}*")] == [LOCK]
 
 
+@pytest.mark.slow
 def test_killed_processes(finished_run: Run, two_processes: Path, tmp_path: Path) -> None:
     assert_survives(finished_run, tmp_path / "w", 2, two_processes)
     alone = run_module("psp_jax.main", *finished_run.flags, *FLAGS, "--workdir", tmp_path / "alone")
