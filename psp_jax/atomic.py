@@ -43,6 +43,14 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def check_unused(folder: Path, what: str) -> None:
+    """Raise FileExistsError where `folder`, which --output names for an export or a model, is a file or not empty."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, and the {what} needs a folder; choose another --output.")
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; choose another --output.")
+
+
 def remedy(error: BaseException) -> str:
     """Return what a failure to write says, and what helps where that is known.
 

@@ -45,8 +45,7 @@ TRAINED = "trained"
 NOTES = "notes"
 _numbers = itertools.count()  # of the saves of a process; all processes of a run save in the same order
 # What fails in Orbax's threads comes from it as an error, told in a sentence; its log would print pages of stacks.
-for _logger in ("absl", "asyncio"):  # asyncio's too, of each array that could not be written
-    logging.getLogger(_logger).addFilter(lambda record: "/orbax/" not in f"{record.pathname} {record.getMessage()}")
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
 
 
 class Checkpoints:

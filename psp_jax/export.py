@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from psp_jax import api
-from psp_jax.atomic import make_folder
+from psp_jax.atomic import check_unused, make_folder
 from psp_jax.checkpoint import load_variables, save_variables
 from psp_jax.checks import check_size
 from psp_jax.command import run_command
@@ -109,10 +109,7 @@ def new_directory(output: Path) -> Iterator[None]:
     Raises:
       FileExistsError: it holds something, or is no folder.
     """
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file, and the export needs a folder; choose another --output.")
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty; choose another --output.")
+    check_unused(output, "export")
     made = not output.exists()
     make_folder(output)
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psp_jax import api, classes
-from psp_jax.atomic import whole_folder
+from psp_jax.atomic import check_unused, whole_folder
 from psp_jax.checkpoint import save_variables
 from psp_jax.checks import check_size
 from psp_jax.classes import ClassTable
@@ -59,10 +59,7 @@ def import_weights(
         number.
     """
     output = output.resolve()
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file, and the model needs a folder; choose another --output.")
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty; choose another --output.")
+    check_unused(output, "model")
     tensors = read_tensors(file)
     recognised = recognise(source, tensors)
     if recognised.num_classes is None:

@@ -30,7 +30,7 @@ from PIL import Image
 from psp_jax import api, compile_cache
 from psp_jax.classes import ClassTable
 from psp_jax.command import one_line, run_command
-from psp_jax.data.decode import NO_FILE, decode_image
+from psp_jax.data.decode import check_files, decode_image
 from psp_jax.progress import track
 from psp_jax.protocols import SCALES
 from psp_jax.visualize import overlay_with_legend
@@ -164,8 +164,7 @@ def _read_ahead(images: dict[Path, Path], count: int) -> Iterator[tuple[Path, np
     def read() -> None:
         for stem, path in images.items():
             try:
-                if not path.is_file():
-                    raise ValueError(f"{path} {NO_FILE}.")
+                check_files([path])
                 image: np.ndarray | Exception = decode_image(path.read_bytes(), str(path), upright=True)
             except Exception as error:
                 image = error

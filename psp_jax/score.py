@@ -22,7 +22,7 @@ from psp_jax.atomic import make_folder
 from psp_jax.cityscapes import CityscapesScores
 from psp_jax.classes import ClassTable
 from psp_jax.command import run_command
-from psp_jax.data.decode import NO_FILE, decode_annotation, decode_numbers
+from psp_jax.data.decode import check_files, decode_annotation, decode_numbers
 from psp_jax.metrics import confusion_csv, summarize
 from psp_jax.progress import track
 from psp_jax.visualize import confusion_picture
@@ -105,9 +105,7 @@ def score_cityscapes(predictions: Path, annotations: Path, confusion_file: Path 
 def _files(folder: Path, pattern: str) -> list[Path]:
     """Return what is below a folder, sorted; ValueError names what is no file."""
     found = sorted(folder.rglob(pattern))
-    for path in found:
-        if not path.is_file():
-            raise ValueError(f"{path} {NO_FILE}.")
+    check_files(found)
     return found
 
 

@@ -220,27 +220,30 @@ def lock(directory: Path) -> Iterator[None]:
 def check_free(directory: Path) -> None:
     """Raise the errors of `lock` where `directory` is one that another process holds; nothing is changed there."""
     if (directory / LOCK).is_file():
-        _taken(directory).close()
+        with _taken(directory):
+            pass
 
 
-def _taken(directory: Path) -> TextIO:
-    """Return the lock's file, which holds the lock until it is closed."""
+@contextlib.contextmanager
+def _taken(directory: Path) -> Iterator[TextIO]:
+    """Hold the lock, which is let go of with its file."""
     with naming(directory / LOCK):
-        file = (directory / LOCK).open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise ValueError(
-            f"Another process is working in {directory} (training or evaluating"
-            f"{file.read(_HOLDER_CHARACTERS).strip()}); wait for it, or end it."
-        ) from None
-    except OSError as error:
-        raise ValueError(
-            f"{directory} is on a file system that cannot lock files ({error.strerror}); choose a --workdir "
-            "elsewhere, or mount it with locks (Lustre: -o flock)."
-        ) from error
-    return file
+        held = (directory / LOCK).open("a+")
+    with held as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"Another process is working in {directory} (training or evaluating"
+                f"{file.read(_HOLDER_CHARACTERS).strip()}); wait for it, or end it."
+            ) from None
+        except OSError as error:
+            raise ValueError(
+                f"{directory} is on a file system that cannot lock files ({error.strerror}); choose a --workdir "
+                "elsewhere, or mount it with locks (Lustre: -o flock)."
+            ) from error
+        yield file
 
 
 def write_text(path: Path, text: str) -> None:

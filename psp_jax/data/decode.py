@@ -6,6 +6,8 @@ EXIF orientation is ignored for pairs on purpose: an annotation belongs to the s
 import io
 import os
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,7 +20,7 @@ from psp_jax.data.headers import JPEG_START, PNG_SIGNATURE, TIFF_STARTS, stored_
 # else, sets this one too.
 MAX_PIXELS = 500_000_000
 OPENCV_LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"
-# What is said of something that has the name of an image; a pipe would be waited for without an end.
+# What is said of something that has the name of an image.
 NO_FILE = "is no file (but a folder, a pipe, a socket, a device or a link to nothing); move it away"
 PNG_GREY, PNG_RGB, PNG_PALETTE = 0, 2, 3
 EXIF_ORIENTATION = 0x0112
@@ -26,6 +28,13 @@ TIFF_EXTRA_SAMPLES = 338  # what the channels after the colours are: 1 is alpha 
 EXTRA_PREMULTIPLIED, EXTRA_ALPHA = 1, 2  # 2 alpha of its own, anything else no transparency at all
 # EXIF is a small TIFF; this is how it begins in JPEG, PNG and WebP (which has its length after the word).
 EXIF_START = re.compile(rb"(?:Exif\0\0|eXIf|EXIF.{4}(?:Exif\0\0)?)(?=II\*\0|MM\0\*)", re.DOTALL)
+
+
+def check_files(paths: Iterable[Path]) -> None:
+    """Raise ValueError, which names it, where one of `paths` is no file: a pipe would be waited for without an end."""
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{path} {NO_FILE}.")
 
 
 def decode_image(data: bytes, where: str, upright: bool = False) -> np.ndarray:

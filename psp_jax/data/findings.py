@@ -10,6 +10,7 @@ import numpy as np
 
 from psp_jax.classes import ClassTable
 from psp_jax.data.contents import Problem
+from psp_jax.data.frequencies import count_values
 from psp_jax.data.source import Source
 from psp_jax.data.survey import Look, Tally
 
@@ -172,7 +173,7 @@ def first_look(source: Source, count: int = 64) -> str:
     """
     values = np.zeros(256, np.int64)
     for index in np.unique(np.linspace(0, len(source) - 1, min(count, len(source)), dtype=int)):
-        values += np.bincount(source.classes.to_raw(source.label(int(index))).ravel(), minlength=256)
+        values += count_values(source.classes.to_raw(source.label(int(index))))
     return off_by_one(source.classes, values)
 
 

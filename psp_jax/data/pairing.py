@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from psp_jax.data.builders.image_folder import IMAGE_SUFFIXES
-from psp_jax.data.decode import NO_FILE
+from psp_jax.data.decode import check_files
 
 # What names end with beside the extension; the longest that fits is taken off.
 MASK_ENDINGS = (
@@ -185,7 +185,5 @@ def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
         and not file.is_dir()
         and not any(part.startswith(".") for part in file.relative_to(root).parts)
     )
-    for file in found:
-        if not file.is_file():
-            raise ValueError(f"{file} {NO_FILE}.")
+    check_files(found)
     return found

@@ -145,11 +145,11 @@ def _normalise_gradient(options: _Normalisation, kept: Any, slopes: Any) -> tupl
         slope = tuple(jnp.where(y > 0, s, 0.0) for y, s in zip(outputs, slope, strict=True))
     of_bias = options.summed(slope)
     of_scale = options.summed(tuple(s * n for s, n in zip(slope, normal, strict=True)))
+    through_statistics = (options.real((of(of_bias) + n * of(of_scale)) / count) for n in normal)
     of_maps = tuple(
-        ((s - options.real((of(of_bias) + n * of(of_scale)) / count)) * of(scale * inverse)).astype(x.dtype)
-        for x, s, n in zip(maps, slope, normal, strict=True)
+        ((s - t) * of(scale * inverse)).astype(x.dtype).reshape(x.shape)
+        for x, s, t in zip(maps, slope, through_statistics, strict=True)
     )
-    of_maps = tuple(y.reshape(x.shape) for x, y in zip(maps, of_maps, strict=True))
     return of_maps, of_scale.sum(0).ravel(), of_bias.sum(0).ravel()
 
 

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from psp_jax import classes as class_tables
 from psp_jax.classes import ClassTable
 from psp_jax.data.builders.base import Pair, PairBuilder
-from psp_jax.data.decode import NO_FILE
+from psp_jax.data.decode import check_files
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LAYOUT = "images/SPLIT/*.jpg, annotations/SPLIT/*.png and classes.json"
@@ -126,9 +126,7 @@ def _pairs(path: Path, split: str) -> list[tuple[Path, Path]]:
     annotations = {file.stem: file for file in _visible(annotations_dir) if file.suffix.lower() == ".png"}
     if not images:
         raise ValueError(f"{images_dir} has no images ({', '.join(IMAGE_SUFFIXES)}).")
-    for file in (*images.values(), *annotations.values()):
-        if not file.is_file():
-            raise ValueError(f"{file} {NO_FILE}.")
+    check_files([*images.values(), *annotations.values()])
     for ours, theirs, other in ((images, annotations, annotations_dir), (annotations, images, images_dir)):
         if alone := sorted(ours.keys() - theirs.keys()):
             raise ValueError(f"{ours[alone[0]]} has no file of the same name in {other} ({len(alone)} such files).")
